@@ -1,0 +1,393 @@
+"""Every statement of the catalog, as methods that take and give domain values."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from blockd.domain.idempotency import AnswerExists, FirstAnswer
+from blockd.domain.intent import Intent, Verb
+from blockd.domain.listing import OrderBy, Page, SnapshotFilter, VolumeFilter
+from blockd.domain.snapshot import ParentVolume, Snapshot
+from blockd.domain.states import Status
+from blockd.domain.volume import TYPE_OF_IOPS, Volume
+
+_VOLUME_COLUMNS: Final = (
+    "id, project_id, name, size_bytes, perf_iops, storage_class, status, tags, "
+    "parent_snapshot_id, disk, created_at, updated_at, last_detached_at, deleted_at, error"
+)
+_SNAPSHOT_COLUMNS: Final = (
+    "id, project_id, name, size_bytes, storage_class, status, public, tags, "
+    "volume_id, disk, created_at, updated_at, deleted_at, error"
+)
+_SNAPSHOT_SELECT: Final = (
+    "SELECT "
+    + ", ".join(f"s.{column}" for column in _SNAPSHOT_COLUMNS.split(", "))
+    + ", v.id, v.name, v.perf_iops, v.status FROM snapshots s "
+    "LEFT JOIN volumes v ON v.id = s.volume_id AND v.status <> 'deleted'"
+)
+_ORDERS: Final = {
+    OrderBy.CREATED_AT_ASC: "{t}created_at, {t}id",
+    OrderBy.CREATED_AT_DESC: "{t}created_at DESC, {t}id DESC",
+    OrderBy.NAME_ASC: "{t}name, {t}id",
+    OrderBy.NAME_DESC: "{t}name DESC, {t}id DESC",
+}
+_IOPS_OF_TYPE: Final = {name: iops for iops, name in TYPE_OF_IOPS.items()}
+
+
+class Counts:
+    """Totals of list conditions since the last commit.
+
+    Counting walks every match, which a page of 100 out of 10,000 would pay each time; between two
+    commits the total cannot change.
+    """
+
+    def __init__(self) -> None:
+        self._totals: dict[tuple[str, tuple[object, ...]], int] = {}
+
+    def forget(self) -> None:
+        """Called after each commit; views that began before it go on filling what is dropped."""
+        self._totals = {}
+
+    def view(self) -> CountsView:
+        """What a read transaction that begins now may use."""
+        return CountsView(self._totals)
+
+
+class CountsView:
+    """The totals that are valid for one read transaction."""
+
+    _MOST = 256
+
+    def __init__(self, totals: dict[tuple[str, tuple[object, ...]], int]) -> None:
+        self._totals = totals
+
+    def total(self, connection: sqlite3.Connection, sql: str, args: Sequence[object]) -> int:
+        """The one number that `sql` selects."""
+        key = (sql, tuple(args))
+        known = self._totals.get(key)
+        if known is None:
+            (known,) = connection.execute(sql, args).fetchone()
+            if len(self._totals) < self._MOST:
+                self._totals[key] = known
+        return known
+
+
+class Transaction:
+    """Statements on one connection, within a transaction that the store begins and ends."""
+
+    def __init__(self, connection: sqlite3.Connection, counts: CountsView | None) -> None:
+        self._sql, self._counts = connection, counts
+
+    # volumes
+
+    def volume(self, volume_id: str) -> Volume | None:
+        """The volume, whatever its status."""
+        return next(self._volumes("WHERE id = ?", [volume_id]), None)
+
+    def add_volume(self, volume: Volume) -> None:
+        """Insert a new row."""
+        self._insert("volumes", _VOLUME_COLUMNS, _volume_row(volume))
+
+    def put_volume(self, volume: Volume) -> None:
+        """Replace the row."""
+        self._replace("volumes", _VOLUME_COLUMNS, _volume_row(volume))
+
+    def remove_volume(self, volume_id: str) -> None:
+        """Forget the row."""
+        self._sql.execute("DELETE FROM volumes WHERE id = ?", [volume_id])
+
+    def volumes_with_fronts(self, storage_class: str) -> list[Volume]:
+        """Those whose bytes can be used: neither creating, deleted, nor in error."""
+        return list(
+            self._volumes(
+                "WHERE storage_class = ? AND status IN ('available', 'updating')", [storage_class]
+            )
+        )
+
+    def provisioned_bytes(self, storage_class: str) -> int:
+        """The sum of all volumes' sizes, trash included, as they are promised to users."""
+        (total,) = self._sql.execute(
+            "SELECT coalesce(sum(size_bytes), 0) FROM volumes WHERE storage_class = ?",
+            [storage_class],
+        ).fetchone()
+        return int(total)
+
+    def page_of_volumes(self, wanted: VolumeFilter, page: Page) -> tuple[list[Volume], int]:
+        """One page, and the number of matches on all pages."""
+        where = _Where()
+        where.scope("", wanted.project_id, wanted.include_deleted, wanted.name, wanted.tags)
+        where.any_of("id", wanted.ids)
+        if wanted.volume_type is not None:
+            where.add("perf_iops = ?", _IOPS_OF_TYPE.get(wanted.volume_type, -1))
+        if wanted.product_resource_id is not None:
+            where.add("0")  # nothing attaches volumes yet, so nothing refers to them
+        total = self._total(f"SELECT count(*) FROM volumes {where}", where.args)
+        order = f"{where} ORDER BY {_ORDERS[page.order].format(t='')} LIMIT ? OFFSET ?"
+        return list(self._volumes(order, [*where.args, *_window(page)])), total
+
+    def _volumes(self, rest: str, args: Sequence[object]) -> Iterator[Volume]:
+        rows = self._sql.execute(f"SELECT {_VOLUME_COLUMNS} FROM volumes {rest}", args)
+        return (_volume(row) for row in rows)
+
+    # snapshots
+
+    def snapshot(self, snapshot_id: str) -> Snapshot | None:
+        """The snapshot, whatever its status."""
+        return next(self._snapshots("WHERE s.id = ?", [snapshot_id]), None)
+
+    def add_snapshot(self, snapshot: Snapshot) -> None:
+        """Insert a new row."""
+        self._insert("snapshots", _SNAPSHOT_COLUMNS, _snapshot_row(snapshot))
+
+    def put_snapshot(self, snapshot: Snapshot) -> None:
+        """Replace the row."""
+        self._replace("snapshots", _SNAPSHOT_COLUMNS, _snapshot_row(snapshot))
+
+    def remove_snapshot(self, snapshot_id: str) -> None:
+        """Forget the row."""
+        self._sql.execute("DELETE FROM snapshots WHERE id = ?", [snapshot_id])
+
+    def page_of_snapshots(self, wanted: SnapshotFilter, page: Page) -> tuple[list[Snapshot], int]:
+        """One page, and the number of matches on all pages."""
+        where = _Where()
+        where.scope("s.", wanted.project_id, wanted.include_deleted, wanted.name, wanted.tags)
+        if wanted.volume_id is not None:
+            where.add("s.volume_id = ?", wanted.volume_id)
+        total = self._total(f"SELECT count(*) FROM snapshots s {where}", where.args)
+        order = f"{where} ORDER BY {_ORDERS[page.order].format(t='s.')} LIMIT ? OFFSET ?"
+        return list(self._snapshots(order, [*where.args, *_window(page)])), total
+
+    def _snapshots(self, rest: str, args: Sequence[object]) -> Iterator[Snapshot]:
+        return (_snapshot(row) for row in self._sql.execute(f"{_SNAPSHOT_SELECT} {rest}", args))
+
+    # disks
+
+    def disks_to_keep(self, disks: Sequence[str]) -> set[str]:
+        """Those of `disks` that hold the bytes of something whole, in the trash or not."""
+        marks = ", ".join("?" * len(disks))
+        whole = (
+            f"disk IN ({marks}) AND status <> 'error'"
+            " AND NOT (status = 'deleted' AND error IS NOT NULL)"
+        )
+        kept: set[str] = set()
+        for table in ("volumes", "snapshots"):
+            rows = self._sql.execute(f"SELECT disk FROM {table} WHERE {whole}", disks)
+            kept.update(str(disk) for (disk,) in rows)
+        return kept
+
+    # trash
+
+    def trash(self, storage_class: str, before: str, most: int) -> tuple[list[str], list[str]]:
+        """Ids of volumes and of snapshots deleted before the instant `before`, oldest first."""
+        rows = self._sql.execute(
+            "SELECT kind, id FROM ("
+            " SELECT 'v' AS kind, id, deleted_at FROM volumes"
+            "  WHERE deleted_at < ?1 AND storage_class = ?2"
+            " UNION ALL SELECT 's', id, deleted_at FROM snapshots"
+            "  WHERE deleted_at < ?1 AND storage_class = ?2"
+            ") ORDER BY deleted_at, id LIMIT ?3",
+            [before, storage_class, most],
+        ).fetchall()
+        return [id_ for kind, id_ in rows if kind == "v"], [
+            id_ for kind, id_ in rows if kind == "s"
+        ]
+
+    def oldest_in_trash(self) -> str | None:
+        """When the first thing in the trash was put there."""
+        (oldest,) = self._sql.execute(
+            "SELECT min(at) FROM ("
+            "SELECT min(deleted_at) AS at FROM volumes WHERE deleted_at IS NOT NULL"
+            " UNION ALL SELECT min(deleted_at) FROM snapshots WHERE deleted_at IS NOT NULL)"
+        ).fetchone()
+        return None if oldest is None else str(oldest)
+
+    # intents
+
+    def add_intent(
+        self, verb: Verb, resource_id: str, storage_class: str, phase: str, args: dict[str, object]
+    ) -> Intent:
+        """Journal what is about to be done."""
+        cursor = self._sql.execute(
+            "INSERT INTO intents (verb, resource_id, storage_class, phase, args)"
+            " VALUES (?, ?, ?, ?, ?)",
+            [verb, resource_id, storage_class, phase, json.dumps(args)],
+        )
+        return Intent(cursor.lastrowid or 0, verb, resource_id, storage_class, phase, args)
+
+    def put_phase(self, intent: Intent, phase: str) -> None:
+        """Note how far an intent has come."""
+        self._sql.execute("UPDATE intents SET phase = ? WHERE id = ?", [phase, intent.id])
+
+    def remove_intent(self, intent: Intent) -> None:
+        """It is finished, or undone."""
+        self._sql.execute("DELETE FROM intents WHERE id = ?", [intent.id])
+
+    def intent(self, intent_id: int) -> Intent | None:
+        """The intent as it stands now, None when it is off the journal."""
+        return next(iter(self._intents("WHERE id = ?", [intent_id])), None)
+
+    def intents(self) -> list[Intent]:
+        """All unfinished ones, in the order in which they were begun."""
+        return self._intents("ORDER BY id", [])
+
+    def _intents(self, rest: str, args: Sequence[object]) -> list[Intent]:
+        rows = self._sql.execute(
+            f"SELECT id, verb, resource_id, storage_class, phase, args FROM intents {rest}", args
+        )
+        return [Intent(r[0], Verb(r[1]), r[2], r[3], r[4], json.loads(r[5])) for r in rows]
+
+    # answers
+
+    def answer(self, key: str, route: str) -> FirstAnswer | None:
+        """What was answered to `key` on `route`."""
+        row = self._sql.execute(
+            "SELECT key, route, body_sha256, status, body FROM answers WHERE key = ? AND route = ?",
+            [key, route],
+        ).fetchone()
+        return None if row is None else FirstAnswer(*row)
+
+    def add_answer(self, answer: FirstAnswer, now: str, forget_before: str) -> None:
+        """Remember an answer, and forget the old ones.
+
+        Raises:
+            AnswerExists: another request was first.
+        """
+        self._sql.execute("DELETE FROM answers WHERE created_at < ?", [forget_before])
+        try:
+            self._sql.execute(
+                "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)",
+                [answer.key, answer.route, answer.body_sha256, answer.status, answer.body, now],
+            )
+        except sqlite3.IntegrityError as err:
+            raise AnswerExists(answer.key) from err
+
+    # meta
+
+    def meta(self, key: str) -> str | None:
+        """A fact about this catalog."""
+        row = self._sql.execute("SELECT value FROM meta WHERE key = ?", [key]).fetchone()
+        return None if row is None else str(row[0])
+
+    def put_meta(self, key: str, value: str) -> None:
+        """Note a fact about this catalog."""
+        self._sql.execute("REPLACE INTO meta VALUES (?, ?)", [key, value])
+
+    def _insert(self, table: str, columns: str, row: Sequence[object], rest: str = "") -> None:
+        marks = ", ".join("?" * len(row))
+        self._sql.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks}) {rest}", row)
+
+    def _replace(self, table: str, columns: str, row: Sequence[object]) -> None:
+        # Not REPLACE INTO: that would also delete another row that has the same disk.
+        edits = ", ".join(f"{column} = excluded.{column}" for column in columns.split(", ")[1:])
+        self._insert(table, columns, row, f"ON CONFLICT (id) DO UPDATE SET {edits}")
+
+    def _total(self, sql: str, args: Sequence[object]) -> int:
+        if self._counts is not None:
+            return self._counts.total(self._sql, sql, args)
+        (count,) = self._sql.execute(sql, args).fetchone()
+        return int(count)
+
+
+class _Where:
+    """Conditions joined by AND, with their arguments."""
+
+    def __init__(self) -> None:
+        self._conditions: list[str] = []
+        self.args: list[object] = []
+
+    def add(self, condition: str, *args: object) -> None:
+        self._conditions.append(condition)
+        self.args += args
+
+    def any_of(self, column: str, values: Sequence[str]) -> None:
+        if values:
+            self.add(f"{column} IN ({', '.join('?' * len(values))})", *values)
+
+    def scope(
+        self,
+        table: str,
+        project_id: str | None,
+        include_deleted: bool,
+        name: str | None,
+        tags: Sequence[str],
+    ) -> None:
+        """What both lists can be asked for; `table` is an alias with its dot, or empty."""
+        if project_id is not None:
+            self.add(f"{table}project_id = ?", project_id)
+        if not include_deleted:
+            self.add(f"{table}status <> 'deleted'")
+        if name is not None:
+            self.add(f"substr({table}name, 1, ?) = ?", len(name), name)
+        if tags:
+            marks = ", ".join("?" * len(tags))
+            self.add(
+                f"EXISTS (SELECT 1 FROM json_each({table}tags) WHERE value IN ({marks}))",
+                *tags,
+            )
+
+    def __str__(self) -> str:
+        return "WHERE " + " AND ".join(self._conditions) if self._conditions else ""
+
+
+def _window(page: Page) -> tuple[int, int]:
+    """LIMIT and OFFSET; a page number beyond SQLite's integers is beyond the end as well."""
+    return page.size, min((page.number - 1) * page.size, 2**62)
+
+
+def _volume_row(volume: Volume) -> list[object]:
+    return [
+        volume.id,
+        volume.project_id,
+        volume.name,
+        volume.size_bytes,
+        volume.perf_iops,
+        volume.storage_class,
+        volume.status,
+        json.dumps(volume.tags),
+        volume.parent_snapshot_id,
+        volume.disk,
+        volume.created_at,
+        volume.updated_at,
+        volume.last_detached_at,
+        volume.deleted_at,
+        volume.error,
+    ]
+
+
+def _volume(row: Sequence[Any]) -> Volume:
+    values = list(row)
+    values[6:8] = Status(row[6]), _tags(row[7])
+    return Volume(*values)
+
+
+def _snapshot_row(snapshot: Snapshot) -> list[object]:
+    return [
+        snapshot.id,
+        snapshot.project_id,
+        snapshot.name,
+        snapshot.size_bytes,
+        snapshot.storage_class,
+        snapshot.status,
+        int(snapshot.public),
+        json.dumps(snapshot.tags),
+        snapshot.volume_id,
+        snapshot.disk,
+        snapshot.created_at,
+        snapshot.updated_at,
+        snapshot.deleted_at,
+        snapshot.error,
+    ]
+
+
+def _snapshot(row: Sequence[Any]) -> Snapshot:
+    values = list(row[:14])
+    parent = None if row[14] is None else ParentVolume(row[14], row[15], row[16], Status(row[17]))
+    values[5:9] = Status(row[5]), bool(row[6]), _tags(row[7]), row[8], parent
+    return Snapshot(*values)
+
+
+def _tags(text: str) -> tuple[str, ...]:
+    return () if text == "[]" else tuple(json.loads(text))

@@ -1,0 +1,152 @@
+"""The configuration file: TOML, checked as a whole before anything starts.
+
+`etc/blockd.toml` shows every option with its default, unit, and why one would change it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from blockd.domain.errors import StartError
+from blockd.domain.units import parse_duration_s
+
+_UUID = Annotated[str, BeforeValidator(lambda text: str(UUID(text)))]
+_LVM_NAME = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,60}$")]
+
+
+def _seconds(value: object) -> object:
+    return parse_duration_s(value) if isinstance(value, str) else value
+
+
+#: A duration as text (`30s`, `24h`) or a number of seconds.
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Project(_Section):
+    """A project that resources may belong to."""
+
+    id: _UUID
+    name: str = ""
+
+
+class HostSection(_Section):
+    """Whose host this is."""
+
+    zone: str = Field(pattern=r"^[a-z]{2}-[a-z]{3,7}-[0-9]{1,2}$")
+    organization_id: _UUID
+    default_project_id: _UUID
+    projects: tuple[Project, ...] = ()
+
+
+class ApiSection(_Section):
+    """Where the API listens."""
+
+    socket: Path = Path("/run/blockd/blockd.sock")
+    group: str = "blockd"
+
+
+class CatalogSection(_Section):
+    """Where blockd remembers."""
+
+    path: Path = Path("/var/lib/blockd/catalog.sqlite")
+
+
+class LvmSection(_Section):
+    """How LVM is run."""
+
+    devices: tuple[str, ...] = ()
+    system_dir: Path = Path("/run/blockd/lvm")
+    udev: Literal["auto", "yes", "no"] = "auto"
+    reserved_memory_kib: int = Field(8192, ge=0)
+    command_timeout: Seconds = 120.0
+    max_suspend: Seconds = Field(10.0, gt=0, le=60)
+
+
+class ThinClassSection(_Section):
+    """A class of thin volumes in one pool."""
+
+    kind: Literal["thin"]
+    vg: _LVM_NAME
+    pool: _LVM_NAME = "pool"
+    overcommit: float = Field(10.0, gt=0)
+    high_water_percent: float = Field(95.0, gt=0, le=100)
+
+
+class TrashSection(_Section):
+    """How long deleted things can be brought back."""
+
+    keep: Seconds = 86400.0
+
+
+class LogSection(_Section):
+    """What is logged, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class DaemonSection(_Section):
+    """The daemon itself."""
+
+    stop_timeout: Seconds = 30.0
+
+
+class Config(_Section):
+    """The whole file."""
+
+    host: HostSection
+    api: ApiSection = ApiSection()
+    catalog: CatalogSection = CatalogSection()
+    lvm: LvmSection = LvmSection()
+    classes: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,15}$")], ThinClassSection] = (
+        Field(min_length=1)
+    )
+    default_class: str | None = None
+    trash: TrashSection = TrashSection()
+    log: LogSection = LogSection()
+    daemon: DaemonSection = DaemonSection()
+
+    @property
+    def first_class(self) -> str:
+        """The class of volumes that ask for none."""
+        return self.default_class or next(iter(self.classes))
+
+
+def read_config(path: Path) -> Config:
+    """Read and check the file.
+
+    Raises:
+        StartError: one line that names the file, the option and the fault.
+    """
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+        config = Config.model_validate(document)
+    except OSError as err:
+        raise StartError(f"{path}: {err.strerror}") from err
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise StartError(f"{path}: {err}") from err
+    except ValidationError as err:
+        raise StartError(f"{path}: {_first_fault(err)}") from err
+    if config.first_class not in config.classes:
+        raise StartError(f"{path}: default_class: there is no [classes.{config.default_class}]")
+    return config
+
+
+def _first_fault(error: ValidationError) -> str:
+    faults = [
+        (".".join(str(part) for part in fault["loc"]), fault["type"], fault["msg"])
+        for fault in error.errors()
+    ]
+    where, kind, message = faults[0]
+    said = "unknown option" if kind == "extra_forbidden" else message.removeprefix("Value error, ")
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return f"{where}: {said}{more}"

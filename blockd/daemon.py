@@ -1,0 +1,235 @@
+"""The one place that wires everything, in order of dependency, and takes it down again."""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import os
+import pwd
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from blockd.api.app import make_app
+from blockd.api.peer import Peer
+from blockd.api.server import serve_unix
+from blockd.catalog import Catalog, Transaction, open_catalog
+from blockd.config import Config
+from blockd.domain.effects import SideEffects
+from blockd.domain.errors import StartError
+from blockd.host.command import companion
+from blockd.host.notify import inherited_socket, notify
+from blockd.metrics import CountedEffects, Metrics
+from blockd.service import Service
+from blockd.service.answers import Answers
+from blockd.service.classes import StorageClass, StorageClasses
+from blockd.service.host import Host, Tenancy
+from blockd.service.operations import Operations
+from blockd.service.snapshots import Snapshots
+from blockd.service.steps import front_of
+from blockd.service.trash import Trash
+from blockd.service.volumes import Volumes
+from blockd.storage import front_watchdog
+from blockd.storage.dm import open_device_mapper
+from blockd.storage.lvm_commands import LvmCommands
+from blockd.storage.lvm_config import write_lvm_config
+from blockd.storage.lvm_thin import LvmThin, ThinSettings, open_lvm_thin
+from blockd.storage.make_pool import make_pool
+from blockd.storage.vg_queue import VgQueue
+
+log = structlog.get_logger()
+
+
+async def run(config: Config, listener: SideEffects | None = None) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        listener: is told each side effect (the crash tests').
+
+    Raises:
+        StartError: something is missing; one line says what.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    metrics = Metrics()
+    effects = CountedEffects(metrics, listener or SideEffects())
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        catalog = await enter(open_catalog(config.catalog.path, effects))
+        classes = await enter(open_classes(config, catalog, effects, metrics))
+        service = await enter(open_service(config, catalog, classes))
+
+        async def page_of_metrics() -> bytes:
+            health = await service.host.health()
+            return metrics.render(health.pools, health.queued)
+
+        await enter(_serve(config, service, page_of_metrics))
+        log.info("ready", zone=config.host.zone, classes=list(config.classes))
+        notify("READY=1")
+        await stop.wait()
+        notify("STOPPING=1")
+        log.info("stopping")
+
+
+@asynccontextmanager
+async def open_classes(
+    config: Config, catalog: Catalog, effects: SideEffects, metrics: Metrics
+) -> AsyncIterator[StorageClasses]:
+    """The drivers of the configured classes, with their fronts up.
+
+    Raises:
+        StartError: a tool, volume group or pool is missing, or is not this catalog's.
+    """
+    async with AsyncExitStack() as stack:
+        mapper = stack.enter_context(open_device_mapper(effects))
+        watchdog = await stack.enter_async_context(
+            companion([sys.executable, "-I", "-S", front_watchdog.__file__])
+        )
+        catalog_id = await catalog.read(lambda tx: tx.meta("catalog_id")) or ""
+        udev = _udev_runs(config)
+        write_lvm_config(
+            config.lvm.system_dir,
+            config.lvm.devices,
+            udev=udev,
+            reserved_memory_kib=config.lvm.reserved_memory_kib,
+        )
+        classes = {}
+        for name, section in config.classes.items():
+            settings = ThinSettings(
+                name=name,
+                vg=section.vg,
+                pool=section.pool,
+                system_dir=config.lvm.system_dir,
+                udev=udev,
+                command_timeout_s=config.lvm.command_timeout,
+                max_suspend_s=config.lvm.max_suspend,
+            )
+            driver = await stack.enter_async_context(
+                open_lvm_thin(
+                    settings, catalog_id, mapper, watchdog, effects, metrics.queue_wait_s.observe
+                )
+            )
+            await _bind(catalog, name, driver)
+            classes[name] = StorageClass(
+                name, driver, section.overcommit, section.high_water_percent
+            )
+        yield StorageClasses(classes, config.first_class)
+
+
+@asynccontextmanager
+async def open_service(
+    config: Config, catalog: Catalog, classes: StorageClasses
+) -> AsyncIterator[Service]:
+    """The verbs over catalog and classes; what an earlier daemon left unfinished goes on."""
+    host = config.host
+    tenancy = Tenancy(
+        host.zone,
+        host.organization_id,
+        host.default_project_id,
+        frozenset({host.default_project_id, *(project.id for project in host.projects)}),
+    )
+    for storage_class in classes:
+        in_class = partial(Transaction.volumes_with_fronts, storage_class=storage_class.name)
+        volumes = await catalog.read(in_class)
+        await storage_class.driver.start([front_of(volume) for volume in volumes])
+    stop_s = config.daemon.stop_timeout
+    async with Operations(catalog, classes, stop_s=stop_s) as operations:
+        await operations.recover()
+        trash = Trash(catalog, classes, operations, config.trash.keep)
+        sweep = asyncio.create_task(trash.run(), name="trash")
+        try:
+            yield Service(
+                volumes=Volumes(catalog, classes, operations, trash, tenancy),
+                snapshots=Snapshots(catalog, classes, operations, trash, tenancy),
+                host=Host(tenancy, classes, operations),
+                answers=Answers(catalog),
+            )
+        finally:
+            sweep.cancel()
+            await asyncio.gather(sweep, return_exceptions=True)
+
+
+async def make_pools(config: Config, class_name: str | None, devices: list[str]) -> str:
+    """Make the volume group and pool of a class; answers what was done, in one line."""
+    name = class_name or config.first_class
+    if name not in config.classes:
+        raise StartError(f"there is no [classes.{name}] in the configuration")
+    section, chosen = config.classes[name], devices or list(config.lvm.devices)
+    udev = _udev_runs(config)
+    write_lvm_config(config.lvm.system_dir, chosen, udev=udev, reserved_memory_kib=8192)
+    queue = VgQueue(lambda _: None)
+    lvm = LvmCommands(
+        section.vg,
+        config.lvm.system_dir,
+        queue,
+        SideEffects(),
+        udev=udev,
+        timeout_s=config.lvm.command_timeout,
+    )
+    return await make_pool(lvm, queue, section.pool, chosen)
+
+
+@asynccontextmanager
+async def _serve(
+    config: Config, service: Service, metrics: Callable[[], Awaitable[bytes]]
+) -> AsyncIterator[None]:
+    group_id = _group_id(config.api.group)
+    app = make_app(service, metrics, lambda peer: _is_admitted(peer, group_id))
+    given = inherited_socket()
+    path = config.api.socket
+    if given is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    where: Path | int = path if given is None else given.detach()
+    async with serve_unix(app, where, gid=group_id):
+        yield
+
+
+async def _bind(catalog: Catalog, name: str, driver: LvmThin) -> None:
+    """A catalog belongs to its volume group for good: another of the same name is not it."""
+    key = f"vg_uuid.{name}"
+    known = await catalog.read(lambda tx: tx.meta(key))
+    if known is None:
+        await catalog.write("class bound", lambda tx: tx.put_meta(key, driver.vg_uuid))
+    elif known != driver.vg_uuid:
+        raise StartError(
+            f"class {name}: the volume group has the uuid {driver.vg_uuid}, the catalog's volumes "
+            f"are in {known}: restore the right catalog, or bring back the right disks"
+        )
+
+
+def _udev_runs(config: Config) -> bool:
+    if config.lvm.udev == "auto":
+        return Path("/run/udev/control").exists()
+    return config.lvm.udev == "yes"
+
+
+def _group_id(name: str) -> int | None:
+    """The group whose members may use the socket; without one, root alone."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+def _is_admitted(peer: Peer, group_id: int | None) -> bool:
+    """Root, the daemon's own user, and members of the group, as user database and kernel say.
+
+    Groups come from the database by uid, never from /proc by pid, which can be another's by then.
+    """
+    if peer.uid in (0, os.geteuid()):
+        return True
+    if group_id is None:
+        return False
+    if peer.gid == group_id:
+        return True
+    try:
+        user = pwd.getpwuid(peer.uid)
+    except KeyError:
+        return False
+    return group_id in os.getgrouplist(user.pw_name, user.pw_gid)

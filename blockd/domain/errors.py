@@ -1,0 +1,127 @@
+"""What can go wrong, as types. Fields carry the facts, the message is one line to act on.
+
+The HTTP status of each stands in `blockd/api/errors.py`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class BlockdError(Exception):
+    """The root of everything that blockd raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadArgument:
+    """One fault of a request. `reason` is `unknown`, `required`, `format` or `constraint`."""
+
+    name: str
+    reason: str
+    help: str
+
+
+class InvalidArguments(BlockdError):
+    """The request says something that can never be done."""
+
+    def __init__(self, details: Sequence[BadArgument]) -> None:
+        super().__init__("; ".join(f"{d.name}: {d.help}" for d in details))
+        self.details = tuple(details)
+
+    @classmethod
+    def one(cls, name: str, reason: str, help_text: str) -> InvalidArguments:
+        """The usual case: a single fault."""
+        return cls([BadArgument(name, reason, help_text)])
+
+
+class NotFound(BlockdError):
+    """There is no such resource, or the caller may not know of it."""
+
+    def __init__(self, resource: str, resource_id: str) -> None:
+        super().__init__(f"{resource} {resource_id} does not exist")
+        self.resource, self.resource_id = resource, resource_id
+
+
+class PermissionDenied(BlockdError):
+    """The caller may not do this."""
+
+    def __init__(self, resource: str, action: str) -> None:
+        super().__init__(f"not permitted: {action} {resource}")
+        self.resource, self.action = resource, action
+
+
+class NoRoom(BlockdError):
+    """A limit is reached; nothing was made. `quota` and `current` are bytes or counts."""
+
+    def __init__(self, resource: str, quota: int, current: int, help_text: str) -> None:
+        super().__init__(help_text)
+        self.resource, self.quota, self.current = resource, quota, current
+
+
+class AlreadyExists(BlockdError):
+    """It exists, with other content."""
+
+    def __init__(self, resource: str, resource_id: str, help_text: str) -> None:
+        super().__init__(help_text)
+        self.resource, self.resource_id = resource, resource_id
+
+
+class TransientState(BlockdError):
+    """Something is under way on this resource: wait and ask again."""
+
+    def __init__(self, resource: str, resource_id: str, state: str) -> None:
+        super().__init__(f"{resource} {resource_id} is {state}: wait until it is done")
+        self.resource, self.resource_id, self.state = resource, resource_id, state
+
+
+class WrongState(BlockdError):
+    """Not possible in this status, and waiting will not change it."""
+
+    def __init__(self, resource: str, resource_id: str, status: str, event: str) -> None:
+        super().__init__(f"{resource} {resource_id} is {status}: {event} is not possible")
+        self.resource, self.resource_id, self.status, self.event = (
+            resource,
+            resource_id,
+            status,
+            event,
+        )
+
+
+class PreconditionFailed(BlockdError):
+    """`precondition` is one of the API's words: `resource_still_in_use`, `resource_not_usable`…"""
+
+    def __init__(self, precondition: str, help_text: str) -> None:
+        super().__init__(help_text)
+        self.precondition = precondition
+
+
+class InUse(PreconditionFailed):
+    """The volume's device is open on this host."""
+
+    def __init__(self, volume_id: str, verb: str) -> None:
+        super().__init__(
+            "resource_still_in_use",
+            f"volume {volume_id} is in use: unmount or detach it before you {verb} it",
+        )
+        self.volume_id = volume_id
+
+
+class StorageError(BlockdError):
+    """The storage below failed; the message is the tool's own reason in one line."""
+
+
+class StorageOverdue(StorageError):
+    """A storage command outlived its deadline and goes on; its outcome is not known yet."""
+
+
+class RollbackFailed(StorageError):
+    """Undoing failed too. Keeps both."""
+
+    def __init__(self, cause: BaseException, undo_error: BaseException) -> None:
+        super().__init__(f"{cause}; and undoing it failed: {undo_error}")
+        self.cause, self.undo_error = cause, undo_error
+
+
+class StartError(BlockdError):
+    """blockd cannot start; the message says what is missing and what to do, in one line."""

@@ -1,0 +1,58 @@
+"""A snapshot, and what can be asked of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blockd.domain.states import Status
+
+
+@dataclass(frozen=True, slots=True)
+class ParentVolume:
+    """The volume a snapshot was taken of, as it is now (live name and status)."""
+
+    id: str
+    name: str
+    perf_iops: int
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One row of the catalog. `disk` is the LV with its bytes; `parent` is null when it is gone."""
+
+    id: str
+    project_id: str
+    name: str
+    size_bytes: int
+    storage_class: str
+    status: Status
+    public: bool
+    tags: tuple[str, ...]
+    volume_id: str | None
+    parent: ParentVolume | None
+    disk: str
+    created_at: str
+    updated_at: str
+    deleted_at: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewSnapshot:
+    """A checked request for a snapshot; name and project None mean generated and default."""
+
+    volume_id: str
+    name: str | None
+    project_id: str | None
+    tags: tuple[str, ...]
+    public: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotChange:
+    """A checked PATCH; None leaves the field as it is."""
+
+    name: str | None = None
+    tags: tuple[str, ...] | None = None
+    public: bool | None = None

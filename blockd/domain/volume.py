@@ -1,0 +1,73 @@
+"""A volume, and what can be asked of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blockd.domain.states import Status
+
+#: The API's volume types by their performance (wire.md, b).
+TYPE_OF_IOPS = {5000: "sbs_5k", 15000: "sbs_15k"}
+DEFAULT_PERF_IOPS = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """One row of the catalog. `disk` is the name of the LV that holds its bytes now.
+
+    Instants are API timestamps (`units.now_timestamp`). `error` says why `status` is `error`,
+    or why the last change did not come about. `deleted_at` is set while in the trash.
+    """
+
+    id: str
+    project_id: str
+    name: str
+    size_bytes: int
+    perf_iops: int
+    storage_class: str
+    status: Status
+    tags: tuple[str, ...]
+    parent_snapshot_id: str | None
+    disk: str
+    created_at: str
+    updated_at: str
+    last_detached_at: str | None = None
+    deleted_at: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewVolume:
+    """A checked request for a volume; `size_bytes` None means the snapshot's size.
+
+    Attributes:
+        name: None asks for a generated one (`vol-…`).
+        project_id: None means the host's default project.
+        storage_class: None means the configured default, or the snapshot's class.
+    """
+
+    name: str | None
+    project_id: str | None
+    size_bytes: int | None
+    perf_iops: int
+    tags: tuple[str, ...]
+    storage_class: str | None
+    snapshot_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeChange:
+    """A checked PATCH; None leaves the field as it is."""
+
+    name: str | None = None
+    tags: tuple[str, ...] | None = None
+    size_bytes: int | None = None
+    perf_iops: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a volume's bytes are used: a stable path, and exactly `size_bytes` of them."""
+
+    path: str
+    size_bytes: int

@@ -1,0 +1,1 @@
+"""The machine below: processes, netlink, locks, the service supervisor."""

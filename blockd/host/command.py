@@ -1,0 +1,202 @@
+"""The only place that starts processes. No shell, C locale, no inherited descriptors.
+
+Output goes to memory files and the end is awaited on a pidfd: no pipe can fill, no thread waits,
+and a child that is left alone (see `Child.wait`) does not block on a reader that went away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from blockd.domain.errors import StartError
+
+_SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How a process ended; `returncode` is negative for a signal."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Child:
+    """A running process that may outlive the wish to wait for it."""
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        """Start `argv` (absolute path first) in a session of its own, with just `env`.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        self.argv = tuple(argv)
+        self._stdout = os.memfd_create("stdout", os.MFD_CLOEXEC)
+        self._stderr = os.memfd_create("stderr", os.MFD_CLOEXEC)
+        try:
+            self._process = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=self._stdout,
+                stderr=self._stderr,
+                env={"LC_ALL": "C", "PATH": _SEARCH_PATH, **env},
+                cwd="/",
+                start_new_session=True,  # a Ctrl-C at the daemon's terminal is not for the child
+            )
+        except BaseException:
+            os.close(self._stdout)
+            os.close(self._stderr)
+            raise
+        self._end = asyncio.get_running_loop().create_future()
+        self._pidfd = os.pidfd_open(self._process.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._ended)
+
+    def _ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        output = Output(self._process.wait(), _content(self._stdout), _content(self._stderr))
+        if not self._end.done():
+            self._end.set_result(output)
+
+    async def wait(self, timeout_s: float | None) -> Output:
+        """Its output, once it has ended. Leaving early (deadline, cancellation) does not touch it.
+
+        Raises:
+            TimeoutError: it still runs.
+        """
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.shield(self._end)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether `wait` would answer at once."""
+        return self._end.done()
+
+
+def _content(descriptor: int) -> bytes:
+    with open(descriptor, "rb") as file:
+        file.seek(0)
+        return file.read()
+
+
+class Companion:
+    """A helper process that lives as long as the daemon and is told things on its stdin.
+
+    Killing the daemon closes the pipe, and the helper acts on that.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._argv = tuple(argv)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stdin: IO[bytes] | None = None
+
+    def tell(self, line: str) -> None:
+        """Write one line; it is in the pipe when this returns.
+
+        Raises:
+            OSError: the helper is gone.
+        """
+        if self._stdin is None:
+            raise BrokenPipeError(f"{self._argv[0]} is not running")
+        self._stdin.write(line.encode() + b"\n")
+        self._stdin.flush()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while it runs."""
+        return None if self._process is None else self._process.pid
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            self._argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env={"LC_ALL": "C", "PATH": _SEARCH_PATH},
+            cwd="/",
+            start_new_session=True,
+        )
+        self._stdin = self._process.stdin
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._process is None or self._stdin is None:
+            return
+        self._stdin.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait(timeout=5)
+
+
+@asynccontextmanager
+async def companion(argv: Sequence[str]) -> AsyncIterator[Companion]:
+    """A `Companion` for the length of the block."""
+    with Companion(argv) as running:
+        yield running
+
+
+def find_tool(name: str, package: str) -> str:
+    """The absolute path of a program.
+
+    Raises:
+        StartError: it is not installed; names the Debian package.
+    """
+    path = shutil.which(name, path=_SEARCH_PATH)
+    if path is None:
+        raise StartError(f"{name} is not installed: apt-get install {package}")
+    return path
+
+
+async def wait_for_survivors(marker: str, timeout_s: float) -> None:
+    """Wait until no process has `marker` (`NAME=value`) in its environment.
+
+    An LVM command outlives the daemon that started it; nothing may be done to its volume group
+    before it has ended.
+
+    Raises:
+        StartError: one still runs at the deadline.
+    """
+    wanted = marker.encode()
+    async with asyncio.TaskGroup() as group:
+        for entry in Path("/proc").iterdir():  # noqa: ASYNC240
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                try:
+                    environment = (entry / "environ").read_bytes().split(b"\0")
+                    pidfd = os.pidfd_open(int(entry.name)) if wanted in environment else None
+                except OSError:
+                    continue  # it ended, or is a kernel thread
+                if pidfd is not None:
+                    group.create_task(_wait_for_end(pidfd, int(entry.name), timeout_s))
+
+
+async def _wait_for_end(pidfd: int, pid: int, timeout_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await ended.wait()
+    except TimeoutError:
+        raise StartError(
+            f"an LVM command of an earlier blockd still runs (pid {pid}): wait for it to end"
+        ) from None
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)

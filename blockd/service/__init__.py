@@ -1,0 +1,20 @@
+"""What blockd decides: the verbs of the API over the catalog and the storage classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blockd.service.answers import Answers
+from blockd.service.host import Host
+from blockd.service.snapshots import Snapshots
+from blockd.service.volumes import Volumes
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """All that the API may call."""
+
+    volumes: Volumes
+    snapshots: Snapshots
+    host: Host
+    answers: Answers

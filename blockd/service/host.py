@@ -1,0 +1,104 @@
+"""The host itself: whose it is, its pools, and how it is doing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blockd import __version__
+from blockd.domain.errors import PermissionDenied, StorageError
+from blockd.domain.pool import PoolUse
+from blockd.domain.volume import TYPE_OF_IOPS
+from blockd.service.classes import StorageClasses
+from blockd.service.operations import Operations
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How blockd is doing; `problems` are lines for people, empty when `status` is `ok`."""
+
+    status: str
+    version: str
+    zone: str
+    pools: list[PoolUse]
+    queued: int
+    problems: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeType:
+    """A type that volumes can have, e.g. `sbs_5k`."""
+
+    type: str
+    storage_class: str
+    perf_iops: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tenancy:
+    """Zone, organization and projects that this host serves."""
+
+    zone: str
+    organization_id: str
+    default_project_id: str
+    project_ids: frozenset[str]
+
+    def project(self, asked: str | None, resource: str) -> str:
+        """The project a new resource belongs to.
+
+        Raises:
+            PermissionDenied: there is no such project here.
+        """
+        project_id = asked or self.default_project_id
+        if project_id not in self.project_ids:
+            raise PermissionDenied(resource, "write")
+        return project_id
+
+
+class Host:
+    """Questions about the host."""
+
+    def __init__(self, tenancy: Tenancy, classes: StorageClasses, operations: Operations) -> None:
+        self._classes, self._operations = classes, operations
+        self.zone = tenancy.zone
+        self.organization_id = tenancy.organization_id
+        self.default_project_id = tenancy.default_project_id
+
+    async def pools(self) -> list[PoolUse]:
+        """Size and use of each class's pool.
+
+        Raises:
+            StorageError: the kernel does not know a pool.
+        """
+        return [await storage_class.driver.pool() for storage_class in self._classes]
+
+    async def health(self) -> Health:
+        """What there is to know at a glance; never fails."""
+        pools, problems = [], list(self._operations.problems.values())
+        for storage_class in self._classes:
+            try:
+                pool = await storage_class.driver.pool()
+            except StorageError as err:
+                problems.append(str(err))
+                continue
+            pools.append(pool)
+            if pool.mode != "rw":
+                problems.append(f"pool {pool.name} is {pool.mode}")
+            if pool.needs_check:
+                problems.append(f"pool {pool.name} needs a check of its metadata")
+        return Health(
+            "degraded" if problems else "ok",
+            __version__,
+            self.zone,
+            pools,
+            self._operations.under_way,
+            problems,
+        )
+
+    def volume_types(self) -> list[VolumeType]:
+        """The types that can be asked for, by name."""
+        types = [
+            VolumeType(type_, storage_class.name, iops)
+            for storage_class in self._classes
+            for iops, type_ in TYPE_OF_IOPS.items()
+        ]
+        return sorted(types, key=lambda item: (item.type, item.storage_class))

@@ -1,0 +1,126 @@
+"""What is under way: one task per intent, from its commit until it is finished or undone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from blockd.catalog import Catalog
+from blockd.domain.errors import StorageError, StorageOverdue
+from blockd.domain.intent import Intent
+from blockd.service.classes import StorageClasses
+from blockd.service.steps import Steps
+
+log = structlog.get_logger()
+
+_FIRST_RETRY_S = 1.0
+_LAST_RETRY_S = 60.0
+
+
+class Operations:
+    """Carries intents out, each when its turn in its class's queue has come.
+
+    `problems` holds a line for each operation that is being tried again.
+    """
+
+    def __init__(self, catalog: Catalog, classes: StorageClasses, *, stop_s: float) -> None:
+        """`stop_s`: how long `__aexit__` waits for what has begun."""
+        self._catalog, self._classes, self._stop_s = catalog, classes, stop_s
+        self._steps = Steps(catalog, classes)
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._stopping = asyncio.Event()
+        self.problems: dict[int, str] = {}
+
+    @property
+    def under_way(self) -> int:
+        """How many operations wait or run."""
+        return len(self._tasks)
+
+    async def recover(self) -> None:
+        """Take up what an earlier daemon left unfinished, in the order in which it was begun."""
+        for intent in await self._catalog.read(lambda tx: tx.intents()):
+            log.warning(
+                "taking up unfinished operation",
+                verb=intent.verb,
+                resource_id=intent.resource_id,
+                phase=intent.phase,
+            )
+            self.submit(intent)
+
+    def submit(self, intent: Intent) -> None:
+        """Begin to carry out an intent that is committed."""
+        task = asyncio.create_task(self._carry_out(intent), name=f"{intent.verb} {intent.id}")
+        self._tasks[intent.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(intent.id, None))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let what runs end, up to the deadline; what waits stays in the journal."""
+        self._stopping.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=self._stop_s)
+        parked = list(self._tasks.values())
+        for task in parked:
+            task.cancel()
+        await asyncio.gather(*parked, return_exceptions=True)
+        if parked:
+            log.warning("parked operations until the next start", count=len(parked))
+
+    async def _carry_out(self, intent: Intent) -> None:
+        """Try until it is finished or given up; each attempt takes a turn of its own."""
+        driver = self._classes[intent.storage_class].driver
+        retry_s = _FIRST_RETRY_S
+        while not self._stopping.is_set():
+            follow_ups: list[Intent] = []
+            try:
+                async with driver.turn():
+                    if self._stopping.is_set():
+                        return
+                    follow_ups = await self._attempt(intent)
+            except Exception as err:
+                # Whatever it was, the journal still says what is to be done, and every step can
+                # be done again: a full file system or a busy LV passes, a restart may not come.
+                self.problems[intent.id] = (
+                    f"{intent.verb} {intent.resource_id}: {err or type(err).__name__}; "
+                    f"tried again in {retry_s:g} s"
+                )
+                log.exception("operation failed, will be tried again", verb=intent.verb)
+                await self._pause(retry_s)
+                retry_s = min(retry_s * 2, _LAST_RETRY_S)
+                continue
+            self.problems.pop(intent.id, None)
+            for follow_up in follow_ups:
+                self.submit(follow_up)
+            return
+
+    async def _attempt(self, intent: Intent) -> list[Intent]:
+        began = time.monotonic()
+        with structlog.contextvars.bound_contextvars(
+            verb=intent.verb, resource_id=intent.resource_id
+        ):
+            try:
+                await self._steps.finish(intent.id)
+            except StorageError as err:
+                overdue = isinstance(err, StorageOverdue)
+                log.error("operation failed", reason=str(err), overdue=overdue)  # noqa: TRY400
+                return await self._steps.give_up(intent.id, err)
+            log.info("operation finished", duration_s=round(time.monotonic() - began, 3))
+            return []
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass

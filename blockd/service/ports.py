@@ -1,0 +1,100 @@
+"""What the service needs of a storage class. Implemented by `storage/lvm_thin.py`, and by the
+directory of sparse files in `tests/support` that passes the same contract suite.
+
+Vocabulary: a *disk* is what holds bytes (an LV), named by us; a *front* is the device through
+which a volume is used: exact size, stable path, named after the volume's id. Which disk is behind
+which front is known to the catalog; a driver holds no state that it cannot read back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from blockd.domain.front import FrontSpec
+from blockd.domain.pool import PoolUse
+from blockd.domain.volume import Device
+
+
+class StorageDriver(Protocol):
+    """One storage class. Every `async` method that changes disks is called within `turn()`.
+
+    Errors of all of them: `StorageError` (message: the reason in one line), `StorageOverdue`.
+    """
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """The right to change this class's disks; first come, first served. Not re-entrant.
+
+        Held on, after the caller left, while a storage command of his still runs.
+        """
+
+    async def create(self, disk: str, size_bytes: int) -> None:
+        """Make an empty disk of at least `size_bytes` that reads as zeros.
+
+        What a broken-off earlier attempt left under this name is removed first; a disk of this
+        name that is not ours is left alone and is an error.
+        """
+
+    async def snapshot(self, snapshot_disk: str, disk: str, volume_id: str | None) -> None:
+        """Make a read-only picture of `disk` at one instant.
+
+        The front of `volume_id`, if it is up, is suspended meanwhile: file systems mounted on it
+        are frozen. Earlier remains of the same name are removed first.
+        """
+
+    async def clone(self, disk: str, snapshot_disk: str, size_bytes: int) -> None:
+        """Make a writable copy of a snapshot, of at least `size_bytes`, zeros beyond its end."""
+
+    async def grow(self, disk: str, size_bytes: int) -> None:
+        """Make the disk hold at least `size_bytes`; no-op when it does. The new part is zeros."""
+
+    async def seal(self, disk: str) -> None:
+        """Make a disk that is behind no front a read-only, inactive picture. Idempotent."""
+
+    async def erase(self, disks: Sequence[str]) -> None:
+        """Remove disks; those that do not exist, or are not ours, are passed over."""
+
+    async def connect(self, front: FrontSpec) -> None:
+        """Make the front be as `front` says: created, grown, or left as it is. Idempotent.
+
+        A front that exists over another disk is an error: only `swap` changes disks.
+        """
+
+    async def disconnect(self, volume_id: str) -> None:
+        """Remove the front; no-op when there is none. Needs no turn.
+
+        Raises:
+            InUse: somebody holds it open. The kernel decides, so there is no race.
+        """
+
+    async def swap(self, front: FrontSpec) -> None:
+        """Put another disk behind an existing front that nobody holds open (makes it if absent).
+
+        Raises:
+            InUse: somebody holds it open; nothing changed.
+        """
+
+    async def disk_behind(self, volume_id: str) -> str | None:
+        """The disk behind the front now, None without a front."""
+
+    def is_open(self, volume_id: str) -> bool:
+        """Whether anybody holds the front open: one ioctl, no process."""
+
+    def device(self, front: FrontSpec) -> Device:
+        """Path and size of a front."""
+
+    async def pool(self) -> PoolUse:
+        """Size and use of the space, from the kernel: no process."""
+
+    async def start(self, fronts: Sequence[FrontSpec]) -> None:
+        """Before anything else: resume what a crash left suspended, activate, set up fronts.
+
+        Fronts of volumes not listed are removed when nobody holds them open.
+        """
+
+    async def disks(self) -> Mapping[str, int]:
+        """Every disk that is ours, with its size in bytes. For recovery: one process."""
+
+
+__all__ = ["FrontSpec", "StorageDriver"]

@@ -1,0 +1,215 @@
+"""The verbs on snapshots: what is allowed, what is journalled, what is answered."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from blockd.catalog import Catalog, Transaction
+from blockd.domain.errors import NotFound, PreconditionFailed, TransientState
+from blockd.domain.intent import Intent, Verb, disk_name, new_id
+from blockd.domain.listing import Page, SnapshotFilter
+from blockd.domain.snapshot import NewSnapshot, ParentVolume, Snapshot, SnapshotChange
+from blockd.domain.states import (
+    AVAILABLE,
+    CREATING,
+    DELETED,
+    TRANSIENT,
+    Event,
+    move,
+    seen_status,
+)
+from blockd.domain.units import now_timestamp
+from blockd.domain.volume import Volume
+from blockd.service.answers import Remember, remember_answer
+from blockd.service.classes import StorageClasses
+from blockd.service.host import Tenancy
+from blockd.service.operations import Operations
+from blockd.service.trash import Trash
+
+
+class Snapshots:
+    """All methods raise `NotFound` for a snapshot that does not exist or is deleted."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        classes: StorageClasses,
+        operations: Operations,
+        trash: Trash,
+        tenancy: Tenancy,
+    ) -> None:
+        self._catalog, self._classes = catalog, classes
+        self._operations, self._trash, self._tenancy = operations, trash, tenancy
+
+    async def create(
+        self, new: NewSnapshot, remember: Remember[Snapshot] | None = None
+    ) -> Snapshot:
+        """Begin to take a snapshot; the answer is `creating`.
+
+        The instant it holds lies between this request and its becoming `available`, also when
+        the daemon dies in between and the next one finishes it.
+
+        Raises:
+            NotFound: no such volume.
+            PermissionDenied: no such project.
+            TransientState: the volume is being made or changed.
+            PreconditionFailed: the volume is in error.
+            NoRoom: the pool is too full.
+        """
+        project_id = self._tenancy.project(new.project_id, "snapshot")
+        origin = await self._catalog.read(lambda tx: _volume_at_rest(tx, new.volume_id))
+        await self._classes[origin.storage_class].check_pool("snapshot")
+        snapshot_id = new_id()
+        now = now_timestamp()
+
+        def begin(tx: Transaction) -> tuple[Snapshot, Intent]:
+            volume = _volume_at_rest(tx, new.volume_id)
+            snapshot = Snapshot(
+                id=snapshot_id,
+                project_id=project_id,
+                name=new.name if new.name is not None else f"snp-{snapshot_id[:8]}",
+                size_bytes=volume.size_bytes,
+                storage_class=volume.storage_class,
+                status=CREATING,
+                public=new.public,
+                tags=new.tags,
+                volume_id=volume.id,
+                parent=ParentVolume(volume.id, volume.name, volume.perf_iops, volume.status),
+                disk=disk_name(snapshot_id),
+                created_at=now,
+                updated_at=now,
+            )
+            tx.add_snapshot(snapshot)
+            args: dict[str, object] = {"from_disk": volume.disk}
+            intent = tx.add_intent(
+                Verb.CREATE_SNAPSHOT, snapshot_id, volume.storage_class, "", args
+            )
+            snapshot = self._seen(snapshot)
+            remember_answer(tx, snapshot, remember)
+            return snapshot, intent
+
+        snapshot, intent = await self._catalog.write("snapshot creating", begin)
+        self._operations.submit(intent)
+        return snapshot
+
+    async def get(self, snapshot_id: str, *, include_deleted: bool = False) -> Snapshot:
+        """The snapshot as it is now, its parent's name and status as they are now."""
+        snapshot = await self._catalog.read(lambda tx: tx.snapshot(snapshot_id))
+        if snapshot is None or (snapshot.status is DELETED and not include_deleted):
+            raise NotFound("snapshot", snapshot_id)
+        return self._seen(snapshot)
+
+    async def page(self, wanted: SnapshotFilter, page: Page) -> tuple[list[Snapshot], int]:
+        """One page of the snapshots that match, and how many match in all."""
+        if wanted.organization_id not in (None, self._tenancy.organization_id):
+            return [], 0
+        found, total = await self._catalog.read(lambda tx: tx.page_of_snapshots(wanted, page))
+        parents: dict[str, ParentVolume] = {}
+        return [self._seen(snapshot, parents) for snapshot in found], total
+
+    async def change(self, snapshot_id: str, change: SnapshotChange) -> Snapshot:
+        """Rename, tag, publish or unpublish; takes effect at once, in any status."""
+
+        def edit(tx: Transaction) -> Snapshot:
+            row = _living(tx, snapshot_id)
+            row = replace(
+                row,
+                name=row.name if change.name is None else change.name,
+                tags=row.tags if change.tags is None else change.tags,
+                public=row.public if change.public is None else change.public,
+                updated_at=now_timestamp(),
+            )
+            tx.put_snapshot(row)
+            return row
+
+        return self._seen(await self._catalog.write("snapshot changed", edit))
+
+    async def delete(self, snapshot_id: str) -> None:
+        """Put the snapshot into the trash; volumes made from it and other snapshots stay.
+
+        Raises:
+            TransientState: it is being made.
+        """
+
+        def bin_it(tx: Transaction) -> None:
+            row = _living(tx, snapshot_id)
+            status = move("snapshot", snapshot_id, row.status, Event.DELETE)
+            now = now_timestamp()
+            tx.put_snapshot(replace(row, status=status, deleted_at=now, updated_at=now))
+
+        await self._catalog.write("snapshot deleted", bin_it)
+        self._trash.notice()
+
+    async def undelete(
+        self, snapshot_id: str, remember: Remember[Snapshot] | None = None
+    ) -> Snapshot:
+        """Bring a snapshot back from the trash, whole.
+
+        Raises:
+            NotFound: there is none, or it is erased.
+            PreconditionFailed: it is not deleted.
+        """
+
+        def restore(tx: Transaction) -> Snapshot:
+            row = tx.snapshot(snapshot_id)
+            if row is None:
+                raise NotFound("snapshot", snapshot_id)
+            if row.status is not DELETED:
+                raise PreconditionFailed(
+                    "resource_not_usable", f"snapshot {snapshot_id} is not deleted"
+                )
+            event = Event.UNDELETE if row.error is None else Event.UNDELETE_BROKEN
+            status = move("snapshot", snapshot_id, row.status, event)
+            row = replace(row, status=status, deleted_at=None, updated_at=now_timestamp())
+            tx.put_snapshot(row)
+            seen = self._seen(row)
+            remember_answer(tx, seen, remember)
+            return seen
+
+        return await self._catalog.write("snapshot undeleted", restore)
+
+    def _seen(self, snapshot: Snapshot, parents: dict[str, ParentVolume] | None = None) -> Snapshot:
+        """With its parent's live status; `parents` spares asking twice within one list."""
+        parent = snapshot.parent
+        if parent is None or parent.status is not AVAILABLE:
+            return snapshot
+        known = None if parents is None else parents.get(parent.id)
+        if known is None:
+            is_open = self._classes[snapshot.storage_class].driver.is_open(parent.id)
+            known = replace(parent, status=seen_status(parent.status, is_open=is_open))
+            if parents is not None:
+                parents[parent.id] = known
+        return snapshot if known.status is parent.status else replace(snapshot, parent=known)
+
+
+def _living(tx: Transaction, snapshot_id: str) -> Snapshot:
+    snapshot = tx.snapshot(snapshot_id)
+    if snapshot is None or snapshot.status is DELETED:
+        raise NotFound("snapshot", snapshot_id)
+    return snapshot
+
+
+def readable_snapshot(tx: Transaction, snapshot_id: str) -> Snapshot:
+    """A snapshot whose bytes are whole and at rest.
+
+    Raises:
+        NotFound, TransientState: it is gone, or not ready.
+        PreconditionFailed: it is in error.
+    """
+    snapshot = _living(tx, snapshot_id)
+    if snapshot.status in TRANSIENT:
+        raise TransientState("snapshot", snapshot_id, snapshot.status)
+    if snapshot.status is not AVAILABLE:
+        raise PreconditionFailed("resource_not_usable", f"snapshot {snapshot_id} is in error")
+    return snapshot
+
+
+def _volume_at_rest(tx: Transaction, volume_id: str) -> Volume:
+    volume = tx.volume(volume_id)
+    if volume is None or volume.status is DELETED:
+        raise NotFound("volume", volume_id)
+    if volume.status in TRANSIENT:
+        raise TransientState("volume", volume_id, volume.status)
+    if volume.status is not AVAILABLE:
+        raise PreconditionFailed("resource_not_usable", f"volume {volume_id} is in error")
+    return volume

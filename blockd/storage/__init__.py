@@ -1,0 +1,1 @@
+"""The drivers: LVM for space and snapshots, device-mapper for the fronts."""

@@ -1,0 +1,202 @@
+"""The only place that knows LVM's flags.
+
+An LVM command is never signalled: killed half-way it may leave devices suspended and metadata
+that only a person can repair. At a deadline we leave, it keeps the queue, and its end is awaited.
+
+Source: lvcreate(8), lvremove(8), lvchange(8), lvextend(8), lvs(8), LVM 2.03.16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from blockd.domain.effects import SideEffects
+from blockd.domain.errors import StorageError, StorageOverdue
+from blockd.host.command import Child, Output, find_tool
+from blockd.storage.lvm_report import (
+    LV_FIELDS,
+    PV_FIELDS,
+    LogicalVolume,
+    PhysicalVolume,
+    parse_lvs,
+    parse_pvs,
+    parse_vg_bytes,
+)
+from blockd.storage.vg_queue import VgQueue
+
+
+class LvmFailed(StorageError):
+    """An LVM command ended with another status than 0. The message is its own last complaint."""
+
+    def __init__(self, verb: str, output: Output) -> None:
+        super().__init__(f"{verb}: {_complaint(output)}")
+        self.output = output
+
+
+class LvmCommands:
+    """LVM on one volume group, with our configuration."""
+
+    def __init__(
+        self,
+        vg: str,
+        system_dir: Path,
+        queue: VgQueue,
+        effects: SideEffects,
+        *,
+        udev: bool,
+        timeout_s: float,
+    ) -> None:
+        """Raises StartError when LVM is not installed."""
+        self.vg = vg
+        self._lvm = find_tool("lvm", "lvm2")
+        self._queue, self._effects, self._timeout_s = queue, effects, timeout_s
+        self._env = {
+            "LVM_SYSTEM_DIR": str(system_dir),
+            "LVM_SUPPRESS_FD_WARNINGS": "1",
+            vg_marker(vg).partition("=")[0]: vg,
+            **({} if udev else {"DM_DISABLE_UDEV": "1"}),
+        }
+
+    # making
+
+    async def create_thin(self, lv: str, pool: str, size_bytes: int, tag: str) -> None:
+        """A thin LV, active at once and never by anybody else (activation skip)."""
+        await self._change(
+            "lvcreate",
+            *("--virtualsize", f"{size_bytes}b", "--thinpool", pool, "--wipesignatures", "n"),
+            *("--setactivationskip", "y", "--ignoreactivationskip", "--activate", "y"),
+            *("--addtag", tag, "--name", lv, self.vg),
+        )
+
+    async def snapshot_thin(
+        self, lv: str, origin: str, tag: str, *, timeout_s: float | None = None
+    ) -> None:
+        """A read-only thin snapshot, inactive."""
+        await self._change(
+            "lvcreate",
+            *("--snapshot", "--permission", "r", "--setactivationskip", "y", "--activate", "n"),
+            *("--addtag", tag, "--name", lv, f"{self.vg}/{origin}"),
+            timeout_s=timeout_s,
+        )
+
+    async def clone_thin(self, lv: str, origin: str, tag: str) -> None:
+        """A writable thin snapshot, active."""
+        await self._change(
+            "lvcreate",
+            *("--snapshot", "--permission", "rw", "--setactivationskip", "y"),
+            *("--ignoreactivationskip", "--activate", "y"),
+            *("--addtag", tag, "--name", lv, f"{self.vg}/{origin}"),
+        )
+
+    # changing
+
+    async def extend(self, lv: str, size_bytes: int) -> None:
+        """To at least `size_bytes`; LVM refuses when it is no larger than it was."""
+        await self._change("lvextend", "--size", f"{size_bytes}b", f"{self.vg}/{lv}")
+
+    async def seal(self, lv: str) -> None:
+        """Read-only and inactive; LVM refuses when it is read-only already."""
+        await self._change("lvchange", "--permission", "r", "--activate", "n", f"{self.vg}/{lv}")
+
+    async def deactivate(self, lv: str) -> None:
+        """Inactive; no-op when it is."""
+        await self._change("lvchange", "--activate", "n", f"{self.vg}/{lv}")
+
+    async def activate(self, lvs: Sequence[str]) -> None:
+        """All in one process."""
+        await self._change(
+            "lvchange",
+            *("--activate", "y", "--ignoreactivationskip"),
+            *(f"{self.vg}/{lv}" for lv in lvs),
+        )
+
+    async def remove(self, lvs: Sequence[str]) -> None:
+        """All in one process; it goes on past those it cannot remove, and says so at the end."""
+        await self._change("lvremove", *(f"{self.vg}/{lv}" for lv in lvs))
+
+    # making a volume group
+
+    async def create_vg(self, devices: Sequence[str]) -> None:
+        """A volume group whose metadata area has room for 5,000 LVs (the default: for 1,000)."""
+        await self._change(
+            "vgcreate",
+            *("--metadatasize", "64m", "--setautoactivation", "n", self.vg, *devices),
+        )
+
+    async def create_thin_pool(
+        self, pool: str, size_bytes: int, metadata_bytes: int, chunk_bytes: int
+    ) -> None:
+        """A pool that zeroes new chunks and passes discards on."""
+        await self._change(
+            "lvcreate",
+            *("--type", "thin-pool", "--size", f"{size_bytes}b", "--zero", "y"),
+            *("--poolmetadatasize", f"{metadata_bytes}b", "--chunksize", f"{chunk_bytes}b"),
+            *("--discards", "passdown", "--name", pool, self.vg),
+        )
+
+    # asking: at start and after a failure, never for a read of the API
+
+    async def lvs(self) -> list[LogicalVolume]:
+        """Every LV of the volume group, hidden ones included.
+
+        Raises:
+            LvmFailed: e.g. there is no such volume group.
+        """
+        output = await self._run("lvs", "--all", *_JSON, "--options", LV_FIELDS, self.vg)
+        return parse_lvs(output.stdout)
+
+    async def pvs(self) -> list[PhysicalVolume]:
+        """Every physical volume that LVM can see."""
+        output = await self._run("pvs", *_JSON, "--options", PV_FIELDS)
+        return parse_pvs(output.stdout)
+
+    async def vg_bytes(self) -> tuple[int, int]:
+        """Free bytes and extent size of the volume group."""
+        output = await self._run("vgs", *_JSON, "--options", "vg_free,vg_extent_size", self.vg)
+        return parse_vg_bytes(output.stdout)
+
+    async def _change(self, verb: str, *args: str, timeout_s: float | None = None) -> None:
+        await self._run(verb, "--yes", *args, timeout_s=timeout_s)
+
+    async def _run(self, verb: str, *args: str, timeout_s: float | None = None) -> Output:
+        name = f"lvm {verb}"
+        self._effects.before(name)
+        try:
+            child = Child((self._lvm, verb, "-qq", *args), self._env)
+            self._effects.started(name)
+            deadline_s = self._timeout_s if timeout_s is None else timeout_s
+            try:
+                output = await child.wait(deadline_s)
+            except TimeoutError:
+                raise StorageOverdue(f"{verb} did not end within {deadline_s:g} s") from None
+            finally:
+                if not child.has_ended:
+                    self._queue.keep_until(child.wait(None))
+        except OSError as err:
+            raise StorageError(f"{verb}: {err}") from err
+        finally:
+            self._effects.after(name)
+        if output.returncode != 0:
+            raise LvmFailed(verb, output)
+        return output
+
+
+def vg_marker(vg: str) -> str:
+    """What marks the environment of our LVM commands, to find those that outlive a daemon."""
+    return f"BLOCKD_LVM_VG={vg}"
+
+
+_JSON = ("--reportformat", "json", "--units", "b", "--nosuffix")
+
+
+def _complaint(output: Output) -> str:
+    """The line of stderr that tells most: the last that is no mere warning."""
+    lines = [line.strip() for line in output.stderr.decode(errors="replace").splitlines()]
+    lines = [line for line in lines if line]
+    telling = [line for line in lines if not line.startswith(("WARNING", "File descriptor"))]
+    if telling or lines:
+        return (telling or lines)[-1]
+    if output.returncode < 0:
+        return f"was ended by signal {-output.returncode}"
+    return f"ended with status {output.returncode} and no word"

@@ -1,0 +1,314 @@
+"""The class `sbs`: thin LVs of one pool. Implements `service.ports.StorageDriver`.
+
+One LVM process per change, none per read. An LV is ours if it bears the catalog's tag and the
+caller names it, who knows it from the catalog; LVs of others in the volume group are never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockd.domain.effects import SideEffects
+from blockd.domain.errors import StartError, StorageError, StorageOverdue
+from blockd.domain.front import FrontSpec
+from blockd.domain.pool import PoolUse
+from blockd.domain.units import SECTOR_BYTES
+from blockd.domain.volume import Device
+from blockd.host.command import Companion, wait_for_survivors
+from blockd.host.vg_lock import vg_lock
+from blockd.storage.dm import DeviceMapper, lv_device_name, lv_of_device_name
+from blockd.storage.fronts import Fronts, Lower
+from blockd.storage.lvm_commands import LvmCommands, LvmFailed, vg_marker
+from blockd.storage.lvm_report import LogicalVolume
+from blockd.storage.pool_status import PoolStatus, parse_pool_status
+from blockd.storage.vg_queue import VgQueue
+
+
+@dataclass(frozen=True, slots=True)
+class ThinSettings:
+    """Where a class lives and how patient it is.
+
+    Attributes:
+        name: the class's, e.g. `sbs`.
+        system_dir: holds our `lvm.conf`.
+        udev: whether udevd runs.
+        command_timeout_s: after this an LVM command is overdue; it is never killed.
+        max_suspend_s: the longest a volume may stand still for a snapshot.
+    """
+
+    name: str
+    vg: str
+    pool: str
+    system_dir: Path
+    udev: bool
+    command_timeout_s: float
+    max_suspend_s: float
+
+
+class LvmThin:
+    """See the port for what each method promises."""
+
+    def __init__(
+        self,
+        settings: ThinSettings,
+        catalog_id: str,
+        lvm: LvmCommands,
+        fronts: Fronts,
+        mapper: DeviceMapper,
+        queue: VgQueue,
+    ) -> None:
+        self._settings, self._lvm, self._fronts, self._mapper = settings, lvm, fronts, mapper
+        self._queue = queue
+        self._tag = f"blockd.{catalog_id}"
+        self._pool_uuid = ""
+        self._chunk_bytes = 0
+        self.vg_uuid = ""
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        return self._queue.turn()
+
+    # disks
+
+    async def create(self, disk: str, size_bytes: int) -> None:
+        pool = self._settings.pool
+        await self._make(disk, lambda: self._lvm.create_thin(disk, pool, size_bytes, self._tag))
+
+    async def snapshot(self, snapshot_disk: str, disk: str, volume_id: str | None) -> None:
+        async def take() -> None:
+            if volume_id is None:
+                await self._take(snapshot_disk, disk)
+            else:
+                async with self._fronts.still(volume_id):
+                    await self._take(snapshot_disk, disk)
+
+        await self._make(snapshot_disk, take)
+
+    async def _take(self, snapshot_disk: str, disk: str) -> None:
+        """LVM may say that it made a snapshot when the kernel made none: compare its count.
+
+        Seen when an origin was suspended by somebody else (docs/decisions/0003-fronts.md).
+        """
+        before = self._pool_status().transaction_id
+        await self._lvm.snapshot_thin(
+            snapshot_disk, disk, self._tag, timeout_s=self._settings.max_suspend_s
+        )
+        after = self._pool_status().transaction_id
+        if after != before + 1:
+            raise StorageError(
+                f"LVM reported snapshot {snapshot_disk}, but the pool's transaction id went from "
+                f"{before} to {after}: run `lvs` and `dmsetup status` on {self._settings.vg}"
+            )
+
+    async def clone(self, disk: str, snapshot_disk: str, size_bytes: int) -> None:
+        await self._make(disk, lambda: self._lvm.clone_thin(disk, snapshot_disk, self._tag))
+        await self.grow(disk, size_bytes)
+
+    async def grow(self, disk: str, size_bytes: int) -> None:
+        if (await self._lower(disk)).size_bytes < size_bytes:
+            await self._lvm.extend(disk, size_bytes)
+
+    async def seal(self, disk: str) -> None:
+        try:
+            await self._lvm.seal(disk)
+        except LvmFailed:
+            found = await self._found(disk)
+            if found is None or found.writable:
+                raise
+            await self._lvm.deactivate(disk)
+
+    async def erase(self, disks: Sequence[str]) -> None:
+        if not disks:
+            return
+        try:
+            await self._lvm.remove(disks)
+        except LvmFailed:
+            left = [lv.name for lv in await self._lvm.lvs() if lv.name in disks and self._ours(lv)]
+            if left:
+                raise
+
+    async def disks(self) -> Mapping[str, int]:
+        return {lv.name: lv.size_bytes for lv in await self._lvm.lvs() if self._ours(lv)}
+
+    async def _make(self, disk: str, make: Callable[[], Awaitable[None]]) -> None:
+        """Run `make`; if that fails, remove what an earlier attempt left, and try once more."""
+        try:
+            await make()
+        except StorageOverdue:
+            raise
+        except StorageError:
+            remains = await self._found(disk)
+            if remains is None:
+                raise
+            if not self._ours(remains):
+                raise StorageError(
+                    f"LV {self._settings.vg}/{disk} exists and is not blockd's: rename or remove it"
+                ) from None
+            await self._lvm.remove([disk])
+            await make()
+
+    async def _found(self, disk: str) -> LogicalVolume | None:
+        return next((lv for lv in await self._lvm.lvs() if lv.name == disk), None)
+
+    def _ours(self, lv: LogicalVolume) -> bool:
+        return self._tag in lv.tags
+
+    # fronts
+
+    async def connect(self, front: FrontSpec) -> None:
+        lower = await self._lower(front.disk)
+        await self._fronts.connect(front.volume_id, lower, front.size_bytes)
+
+    async def disconnect(self, volume_id: str) -> None:
+        await self._fronts.disconnect(volume_id)
+
+    async def swap(self, front: FrontSpec) -> None:
+        lower = await self._lower(front.disk)
+        await self._fronts.swap(front.volume_id, lower, front.size_bytes)
+
+    async def disk_behind(self, volume_id: str) -> str | None:
+        number = self._fronts.number_behind(volume_id)
+        info = None if number is None else self._mapper.info_of_number(number)
+        return None if info is None else lv_of_device_name(self._settings.vg, info.name)
+
+    def is_open(self, volume_id: str) -> bool:
+        return self._fronts.is_open(volume_id)
+
+    def device(self, front: FrontSpec) -> Device:
+        return Device(str(self._fronts.path(front.volume_id)), front.size_bytes)
+
+    async def _lower(self, disk: str) -> Lower:
+        """The device of an LV, which is activated if it is not."""
+        lower = self._active(disk)
+        if lower is None:
+            await self._lvm.activate([disk])
+            lower = self._active(disk)
+        if lower is None:
+            raise StorageError(f"LV {self._settings.vg}/{disk} has no device after activation")
+        return lower
+
+    def _active(self, disk: str) -> Lower | None:
+        info = self._mapper.info_of_name(lv_device_name(self._settings.vg, disk))
+        if info is None or not info.has_table:
+            return None
+        sectors = sum(target.length_sectors for target in self._mapper.table(info.uuid))
+        return Lower(info.number, sectors * SECTOR_BYTES)
+
+    # the pool
+
+    async def pool(self) -> PoolUse:
+        status = self._pool_status()
+        return PoolUse(
+            storage_class=self._settings.name,
+            name=f"{self._settings.vg}/{self._settings.pool}",
+            size_bytes=status.data_blocks * self._chunk_bytes,
+            used_bytes=status.data_used_blocks * self._chunk_bytes,
+            metadata_size_bytes=status.metadata_bytes,
+            metadata_used_bytes=status.metadata_used_bytes,
+            mode=status.mode,
+            needs_check=status.needs_check,
+        )
+
+    def _pool_status(self) -> PoolStatus:
+        (target,) = self._mapper.status(self._pool_uuid)
+        return parse_pool_status(target.params)
+
+    # start
+
+    async def open(self) -> None:
+        """Look at what there is, and activate the pool.
+
+        Raises:
+            StartError: there is no such volume group or pool, or the pool is not fit.
+        """
+        vg, pool_name = self._settings.vg, self._settings.pool
+        self._fronts.resume_all()
+        await wait_for_survivors(vg_marker(vg), self._settings.command_timeout_s)
+        try:
+            lvs = await self._lvm.lvs()
+        except LvmFailed as err:
+            raise StartError(
+                f"volume group {vg}: {err}; `blockd make-pool` makes volume group and pool"
+            ) from err
+        pool = next((lv for lv in lvs if lv.name == pool_name), None)
+        if pool is None or pool.kind != "thin-pool":
+            raise StartError(
+                f"there is no thin pool {vg}/{pool_name}; `blockd make-pool` makes one"
+            )
+        if not pool.zeroes:
+            raise StartError(
+                f"pool {vg}/{pool_name} does not zero new chunks, so volumes would show old data: "
+                f"lvchange --zero y {vg}/{pool_name}"
+            )
+        self.vg_uuid, self._chunk_bytes = pool.vg_uuid, pool.chunk_bytes
+        # How LVM names the device (lvm2, lib/activate/dev_manager.c, build_dm_uuid).
+        self._pool_uuid = f"LVM-{f'{pool.vg_uuid}{pool.uuid}'.replace('-', '')}-tpool"
+        if self._mapper.info(self._pool_uuid) is None:
+            await self._lvm.activate([pool_name])
+
+    async def start(self, fronts: Sequence[FrontSpec]) -> None:
+        missing = [front.disk for front in fronts if self._active(front.disk) is None]
+        if missing:
+            await self._activate_what_exists(missing)
+        wanted = {front.volume_id: front for front in fronts}
+        there = self._fronts.ours()
+        for volume_id, info in there.items():
+            if volume_id not in wanted and info.open_count == 0:
+                await self._fronts.disconnect(volume_id)
+        for volume_id, front in wanted.items():
+            lower = self._active(front.disk)
+            # A front over another disk is a revert's, cut short between swap and commit: the
+            # journal brings the catalog after it.
+            if lower is not None and self._fronts.number_behind(volume_id) in (None, lower.number):
+                await self._fronts.connect(volume_id, lower, front.size_bytes)
+
+    async def _activate_what_exists(self, disks: Sequence[str]) -> None:
+        """All in one process; one more if that fails because some are gone."""
+        try:
+            await self._lvm.activate(disks)
+        except LvmFailed:
+            there = await self.disks()
+            present = [disk for disk in disks if disk in there and self._active(disk) is None]
+            if present:
+                await self._lvm.activate(present)
+
+
+@asynccontextmanager
+async def open_lvm_thin(
+    settings: ThinSettings,
+    catalog_id: str,
+    mapper: DeviceMapper,
+    watchdog: Companion,
+    effects: SideEffects,
+    waited: Callable[[float], None],
+) -> AsyncIterator[LvmThin]:
+    """The driver, with its volume group locked against other daemons.
+
+    Raises:
+        StartError: something is missing, or another blockd serves the volume group.
+    """
+    with vg_lock(settings.vg):
+        queue = VgQueue(waited)
+        lvm = LvmCommands(
+            settings.vg,
+            settings.system_dir,
+            queue,
+            effects,
+            udev=settings.udev,
+            timeout_s=settings.command_timeout_s,
+        )
+        fronts = Fronts(
+            mapper,
+            watchdog,
+            effects,
+            owner=f"{settings.name}-{catalog_id}",
+            max_suspend_s=settings.max_suspend_s,
+        )
+        try:
+            driver = LvmThin(settings, catalog_id, lvm, fronts, mapper, queue)
+            await driver.open()
+            yield driver
+        finally:
+            fronts.close()

@@ -1,0 +1,1 @@
+"""What tests share: the file driver, stamped data, a running service."""

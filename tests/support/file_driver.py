@@ -1,0 +1,335 @@
+"""The only fake of blockd: a storage class made of sparse files.
+
+It passes the contract suite that the kernel's drivers pass, without root and without devices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from blockd.domain.errors import InUse, StorageError
+from blockd.domain.pool import PoolUse
+from blockd.domain.units import GIB, MIB
+from blockd.domain.volume import Device
+from blockd.service.ports import FrontSpec
+
+#: Disks are whole extents, as LVM's are, so that exact sizes are the front's merit.
+EXTENT_BYTES = 4 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class _Tag:
+    """What marks a file as ours.
+
+    `size_bytes` is the disk's size in whole extents, `shown_bytes` what its file shall be long:
+    the front's size while it has one. A regular file grows when somebody writes beyond its end;
+    what is beyond `shown_bytes` is no part of the disk and is cut off before anything else.
+    """
+
+    size_bytes: int
+    shown_bytes: int
+
+
+class FileDriver:
+    """`StorageDriver` over a directory: disks are sparse files, fronts are links to them.
+
+    All state is in the directory, so a second driver on it is a restarted daemon:
+    `disks/NAME` the bytes, `tags/NAME` the mark of what is ours, `dev/VOLUME` the fronts.
+
+    A snapshot is one instant for every writer on the event loop, because the copy awaits nothing;
+    writers in other threads are not held off.
+
+    Attributes:
+        fail_next: by method name, the error that its next call raises, once, changing nothing.
+        gates: by method name, an event that every call waits for before it does anything.
+    """
+
+    def __init__(
+        self, root: Path, *, storage_class: str = "sbs", capacity_bytes: int = 100 * GIB
+    ) -> None:
+        self.fail_next: dict[str, StorageError] = {}
+        self.gates: dict[str, asyncio.Event] = {}
+        self._storage_class, self._capacity_bytes = storage_class, capacity_bytes
+        self._root = root
+        self._disks, self._tags, self._fronts = root / "disks", root / "tags", root / "dev"
+        for directory in (self._disks, self._tags, self._fronts):
+            directory.mkdir(parents=True, exist_ok=True)
+        self._turn = asyncio.Lock()
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """See `StorageDriver`; `asyncio.Lock` is first come, first served."""
+        return self._turn
+
+    async def create(self, disk: str, size_bytes: int) -> None:
+        """See `StorageDriver`."""
+        await self._enter("create")
+        self._make(disk, size_bytes)
+
+    async def snapshot(self, snapshot_disk: str, disk: str, volume_id: str | None) -> None:
+        """See `StorageDriver`."""
+        await self._enter("snapshot")
+        if volume_id is not None and await self.disk_behind(volume_id) not in (None, disk):
+            raise StorageError(f"the front of {volume_id} is not over {disk}")
+        self._copy(snapshot_disk, disk, 0)
+        self._disk_path(snapshot_disk).chmod(0o400)
+
+    async def clone(self, disk: str, snapshot_disk: str, size_bytes: int) -> None:
+        """See `StorageDriver`."""
+        await self._enter("clone")
+        self._copy(disk, snapshot_disk, size_bytes)
+
+    async def grow(self, disk: str, size_bytes: int) -> None:
+        """See `StorageDriver`. A front on it keeps its size: `connect` shows the new part."""
+        await self._enter("grow")
+        tag = self._need(disk)
+        if size_bytes <= tag.size_bytes:
+            return
+        size_bytes = _whole_extents(size_bytes)
+        shown_bytes = tag.shown_bytes if self._is_behind_front(disk) else size_bytes
+        self._show(disk, _Tag(size_bytes, shown_bytes))
+
+    async def seal(self, disk: str) -> None:
+        """See `StorageDriver`."""
+        await self._enter("seal")
+        self._need(disk)
+        if self._is_behind_front(disk):
+            raise StorageError(f"{disk} is behind a front")
+        self._disk_path(disk).chmod(0o400)
+
+    async def erase(self, disks: Sequence[str]) -> None:
+        """See `StorageDriver`."""
+        await self._enter("erase")
+        for disk in disks:
+            if self._tag(disk) is not None:
+                self._remove(disk)
+
+    async def connect(self, front: FrontSpec) -> None:
+        """See `StorageDriver`."""
+        await self._enter("connect")
+        tag = self._need(front.disk)
+        behind = await self.disk_behind(front.volume_id)
+        if behind not in (None, front.disk):
+            raise StorageError(f"the front of {front.volume_id} is over {behind}")
+        if behind is None:
+            self._show(front.disk, _Tag(tag.size_bytes, front.size_bytes))
+            self._link(front)
+        elif front.size_bytes > tag.shown_bytes:
+            self._show(front.disk, _Tag(tag.size_bytes, front.size_bytes))
+
+    async def disconnect(self, volume_id: str) -> None:
+        """See `StorageDriver`."""
+        await self._enter("disconnect")
+        disk = await self.disk_behind(volume_id)
+        if disk is None:
+            return
+        with self._unopened(volume_id, "delete"):
+            self._front_path(volume_id).unlink()
+        self._hide(disk)
+
+    async def swap(self, front: FrontSpec) -> None:
+        """See `StorageDriver`."""
+        await self._enter("swap")
+        tag = self._need(front.disk)
+        former = await self.disk_behind(front.volume_id)
+        if former == front.disk:
+            return
+        with self._unopened(front.volume_id, "revert"):
+            self._show(front.disk, _Tag(tag.size_bytes, front.size_bytes))
+            self._link(front)
+        if former is not None:
+            self._hide(former)
+
+    async def disk_behind(self, volume_id: str) -> str | None:
+        """See `StorageDriver`."""
+        try:
+            return self._front_path(volume_id).readlink().name
+        except FileNotFoundError:
+            return None
+
+    def is_open(self, volume_id: str) -> bool:
+        """See `StorageDriver`."""
+        try:
+            with self._unopened(volume_id, "look at"):
+                return False
+        except InUse:
+            return True
+
+    def device(self, front: FrontSpec) -> Device:
+        """See `StorageDriver`."""
+        return Device(str(self._front_path(front.volume_id)), front.size_bytes)
+
+    async def pool(self) -> PoolUse:
+        """See `StorageDriver`; what files share in a thin pool is counted for each here."""
+        await self._enter("pool")
+        used_bytes = sum(self._disk_path(disk).stat().st_blocks * 512 for disk in self._ours())
+        return PoolUse(
+            storage_class=self._storage_class,
+            name=f"files/{self._root.name}",
+            size_bytes=self._capacity_bytes,
+            used_bytes=used_bytes,
+            metadata_size_bytes=4 * MIB,
+            metadata_used_bytes=MIB,
+            mode="rw" if used_bytes < self._capacity_bytes else "out_of_data_space",
+            needs_check=False,
+        )
+
+    async def start(self, fronts: Sequence[FrontSpec]) -> None:
+        """See `StorageDriver`. A front over another disk than listed is swapped."""
+        await self._enter("start")
+        listed = {front.volume_id for front in fronts}
+        for path in sorted(self._fronts.iterdir()):
+            if path.name not in listed:
+                with suppress(InUse):
+                    await self.disconnect(path.name)
+        for front in fronts:
+            if await self.disk_behind(front.volume_id) in (None, front.disk):
+                await self.connect(front)
+            else:
+                await self.swap(front)
+
+    async def disks(self) -> Mapping[str, int]:
+        """See `StorageDriver`."""
+        await self._enter("disks")
+        return {disk: tag.size_bytes for disk, tag in self._ours().items()}
+
+    async def _enter(self, method: str) -> None:
+        """Where tests hold an operation or make it fail; and where a missing turn shows."""
+        changes_disks = ("create", "snapshot", "clone", "grow", "seal", "erase")
+        if method in changes_disks and not self._turn.locked():
+            raise AssertionError(f"{method}() was called outside turn()")
+        if gate := self.gates.get(method):
+            await gate.wait()
+        if error := self.fail_next.pop(method, None):
+            raise error
+
+    def _disk_path(self, disk: str) -> Path:
+        return self._disks / disk
+
+    def _front_path(self, volume_id: str) -> Path:
+        return self._fronts / volume_id
+
+    def _tag(self, disk: str) -> _Tag | None:
+        """The mark of a disk of ours, None for a foreign file or no file at all."""
+        try:
+            return _Tag(**json.loads((self._tags / disk).read_text()))
+        except FileNotFoundError:
+            return None
+
+    def _need(self, disk: str) -> _Tag:
+        tag = self._tag(disk)
+        if tag is None or not self._disk_path(disk).exists():
+            raise StorageError(f"there is no disk {disk}")
+        return tag
+
+    def _ours(self) -> dict[str, _Tag]:
+        names = sorted(path.name for path in self._disks.iterdir())
+        return {name: tag for name in names if (tag := self._tag(name)) is not None}
+
+    def _make(self, disk: str, size_bytes: int) -> None:
+        """A file of zeros; the tag comes first, so that a broken-off attempt is ours to remove."""
+        if self._tag(disk) is not None:
+            self._remove(disk)
+        elif self._disk_path(disk).exists():
+            raise StorageError(f"{disk} exists and is not ours")
+        size_bytes = _whole_extents(size_bytes)
+        tag = _Tag(size_bytes, size_bytes)
+        self._mark(disk, tag)
+        self._disk_path(disk).touch(mode=0o600)
+        self._show(disk, tag)
+
+    def _copy(self, disk: str, source: str, least_bytes: int) -> None:
+        tag = self._need(source)
+        self._show(source, tag)
+        self._make(disk, max(tag.size_bytes, least_bytes))
+        _copy_data(self._disk_path(source), self._disk_path(disk))
+
+    def _remove(self, disk: str) -> None:
+        if self._is_behind_front(disk):
+            raise StorageError(f"{disk} is behind a front")
+        self._disk_path(disk).unlink(missing_ok=True)
+        (self._tags / disk).unlink()
+
+    def _mark(self, disk: str, tag: _Tag) -> None:
+        (self._tags / disk).write_text(json.dumps(asdict(tag)))
+
+    def _show(self, disk: str, tag: _Tag) -> None:
+        """Give the disk's file the length it shall have; what was written beyond is dropped."""
+        if tag.shown_bytes > tag.size_bytes:
+            raise StorageError(f"{disk} has {tag.size_bytes} bytes, not {tag.shown_bytes}")
+        path = self._disk_path(disk)
+        for length in (self._need(disk).shown_bytes, tag.shown_bytes):
+            if path.stat().st_size != length:
+                os.truncate(path, length)
+        self._mark(disk, tag)
+
+    def _hide(self, disk: str) -> None:
+        """A disk that has lost its front has its full length again."""
+        tag = self._need(disk)
+        self._show(disk, _Tag(tag.size_bytes, tag.size_bytes))
+
+    def _is_behind_front(self, disk: str) -> bool:
+        return any(path.readlink().name == disk for path in self._fronts.iterdir())
+
+    def _link(self, front: FrontSpec) -> None:
+        """Point the front's path at a disk, at once for whoever opens it."""
+        fresh = self._root / f"{front.volume_id}.new"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(self._disk_path(front.disk))
+        fresh.replace(self._front_path(front.volume_id))
+
+    @contextmanager
+    def _unopened(self, volume_id: str, verb: str) -> Iterator[None]:
+        """Hold the front closed to all others; `InUse` if somebody has it open.
+
+        A write lease (fcntl(2), F_SETLEASE) is given only to the sole opener of a file, and later
+        ones wait until it is gone: the kernel decides, whichever process has the file open.
+        """
+        try:
+            descriptor = os.open(self._front_path(volume_id), os.O_RDONLY)
+        except FileNotFoundError:
+            yield
+            return
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # SIGIO, the default, kills
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno != errno.EAGAIN:
+                raise
+            raise InUse(volume_id, verb) from None
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _whole_extents(size_bytes: int) -> int:
+    return -(-size_bytes // EXTENT_BYTES) * EXTENT_BYTES
+
+
+def _copy_data(source: Path, target: Path) -> None:
+    """Copy what is allocated; holes stay holes. The target is an empty file, long enough."""
+    with source.open("rb") as reader, target.open("r+b") as writer:
+        end = os.fstat(reader.fileno()).st_size
+        offset = 0
+        while offset < end:
+            try:
+                offset = os.lseek(reader.fileno(), offset, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                    return
+                raise
+            hole = os.lseek(reader.fileno(), offset, os.SEEK_HOLE)
+            while offset < hole:
+                offset += os.copy_file_range(
+                    reader.fileno(), writer.fileno(), hole - offset, offset, offset
+                )
