@@ -1,0 +1,1 @@
+"""`blockctl`, against the real service over files."""
