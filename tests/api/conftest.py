@@ -1,0 +1,40 @@
+"""Fixtures of the API's tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import structlog
+
+from tests.api.rig import V1, V1ALPHA1, Api, Rig, served
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Hundreds of log lines would hide why a test failed; `capture_logs` sees them all the same."""
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    yield
+    structlog.reset_defaults()
+
+
+@pytest_asyncio.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    """The API over the real service and sparse files."""
+    async with served(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def api(rig: Rig) -> Api:
+    """The client alone, for tests that need no more."""
+    return rig.api
+
+
+@pytest.fixture(params=[V1, V1ALPHA1], ids=["v1", "v1alpha1"])
+def prefix(request: pytest.FixtureRequest) -> str:
+    """Both prefixes, in turn."""
+    assert isinstance(request.param, str)
+    return request.param

@@ -1,0 +1,190 @@
+"""The real service over files, served on a real Unix socket, and a client for it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+from aiohttp import web
+
+from blockd.api.app import make_app
+from blockd.api.peer import Peer
+from blockd.api.server import serve_unix
+from blockd.catalog import Catalog, open_catalog
+from blockd.domain.units import GIB, MIB
+from blockd.service import Service
+from blockd.service.answers import Answers
+from blockd.service.classes import StorageClass, StorageClasses
+from blockd.service.host import Host, Tenancy
+from blockd.service.operations import Operations
+from blockd.service.snapshots import Snapshots
+from blockd.service.trash import Trash
+from blockd.service.volumes import Volumes
+from tests.support.file_driver import FileDriver
+
+ZONE: Final = "xx-lab-1"
+PROJECT: Final = "11111111-1111-4111-8111-111111111111"
+OTHER_PROJECT: Final = "22222222-2222-4222-8222-222222222222"
+ORGANIZATION: Final = "33333333-3333-4333-8333-333333333333"
+NOBODY: Final = "99999999-9999-4999-8999-999999999999"
+V1: Final = f"/block/v1/zones/{ZONE}"
+V1ALPHA1: Final = f"/block/v1alpha1/zones/{ZONE}"
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@dataclass
+class Reply:
+    """An answer, after checks that hold for each."""
+
+    status: int
+    headers: Mapping[str, str]
+    raw: bytes
+    body: Any = None
+
+    def __post_init__(self) -> None:
+        assert _UUID.fullmatch(self.headers["X-Request-Id"])
+        assert "X-Total-Count" not in self.headers
+        if self.headers["Content-Type"] == "application/json" and self.raw:
+            self.body = json.loads(self.raw)
+        if self.status >= 400:
+            assert isinstance(self.body["type"], str), self.raw
+            assert isinstance(self.body["message"], str), self.raw
+
+
+@dataclass
+class Api:
+    """A client over the socket."""
+
+    session: aiohttp.ClientSession
+
+    async def __call__(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        raw: bytes | None = None,
+        params: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """Send `body` as JSON, or `raw` as it is."""
+        data = raw if body is None else json.dumps(body).encode()
+        stream = None if data is None else io.BytesIO(data)
+        async with self.session.request(
+            method, f"http://blockd{path}", data=stream, params=params, headers=headers
+        ) as answer:
+            return Reply(answer.status, answer.headers.copy(), await answer.read())
+
+    async def ok(self, method: str, path: str, body: object = None, **more: Any) -> Any:
+        """The body of an answer that must be a 200 or a 204."""
+        reply = await self(method, path, body, **more)
+        assert reply.status in (200, 204), reply
+        return reply.body
+
+    async def settled(self, path: str) -> Any:
+        """The resource at `path`, once its status is no passing one."""
+        async with asyncio.timeout(10):
+            while True:
+                resource = await self.ok("GET", path)
+                if resource["status"] not in ("creating", "updating"):
+                    return resource
+                await asyncio.sleep(0)
+
+    async def volume(self, prefix: str = V1, **fields: Any) -> Any:
+        """A new volume, available."""
+        body = {"from_empty": {"size": MIB}, **fields}
+        made = await self.ok("POST", f"{prefix}/volumes", body)
+        return await self.settled(f"{prefix}/volumes/{made['id']}")
+
+    async def snapshot(self, volume_id: str, prefix: str = V1, **fields: Any) -> Any:
+        """A new snapshot, available."""
+        made = await self.ok("POST", f"{prefix}/snapshots", {"volume_id": volume_id, **fields})
+        return await self.settled(f"{prefix}/snapshots/{made['id']}")
+
+
+@dataclass
+class Rig:
+    """Everything a test may want to reach into."""
+
+    api: Api
+    app: web.Application
+    socket: Path
+    service: Service
+    catalog: Catalog
+    driver: FileDriver
+    trash: Trash
+    operations: Operations
+    admit: Callable[[Peer], bool] = field(default=lambda peer: True)
+
+    def admits(self, peer: Peer) -> bool:
+        """Ask `admit` as it is now."""
+        return self.admit(peer)
+
+
+@asynccontextmanager
+async def service_over_files(root: Path) -> AsyncIterator[tuple[Service, Rig]]:
+    """The service as the daemon wires it, with a directory of files as its class `sbs`."""
+    async with AsyncExitStack() as stack:
+        catalog = await stack.enter_async_context(open_catalog(root / "catalog.db"))
+        driver = FileDriver(root / "sbs", capacity_bytes=1000 * GIB)
+        classes = StorageClasses({"sbs": StorageClass("sbs", driver, 10.0, 95.0)}, "sbs")
+        operations = await stack.enter_async_context(Operations(catalog, classes, stop_s=5.0))
+        trash = Trash(catalog, classes, operations, keep_s=3600.0)
+        tenancy = Tenancy(ZONE, ORGANIZATION, PROJECT, frozenset({PROJECT, OTHER_PROJECT}))
+        parts = catalog, classes, operations, trash, tenancy
+        service = Service(
+            Volumes(*parts),
+            Snapshots(*parts),
+            Host(tenancy, classes, operations),
+            Answers(catalog),
+        )
+        nothing: Any = None
+        rig = Rig(nothing, nothing, root / "s", service, catalog, driver, trash, operations)
+        yield service, rig
+
+
+@asynccontextmanager
+async def served(root: Path) -> AsyncIterator[Rig]:
+    """The service, listening, with a client."""
+    async with service_over_files(root) as (service, rig):
+        rig.app = make_app(service, _metrics, rig.admits)
+        connector = aiohttp.UnixConnector(path=os.fspath(rig.socket))
+        async with (
+            serve_unix(rig.app, rig.socket),
+            aiohttp.ClientSession(
+                connector=connector, headers={"Accept-Encoding": "identity"}
+            ) as session,
+        ):
+            rig.api = Api(session)
+            yield rig
+
+
+async def _metrics() -> bytes:
+    return b"blockd_up 1\n"
+
+
+async def exchange(socket: Path, request: bytes) -> bytes:
+    """What comes back for bytes that no client library would send."""
+    reader, writer = await asyncio.open_unix_connection(socket)
+    try:
+        writer.write(request)
+        await writer.drain()
+        async with asyncio.timeout(10):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+            body = await reader.readexactly(int(length[1])) if length else b""
+        return head + body
+    finally:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()

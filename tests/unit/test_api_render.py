@@ -1,0 +1,134 @@
+"""What is written by hand is JSON, whole, and fits the models."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockd.api import answers
+from blockd.api.render import Render, listing
+from blockd.domain.snapshot import ParentVolume, Snapshot
+from blockd.domain.states import Status
+from blockd.domain.volume import Volume
+
+ID = "0b1c2d3e-4f50-4a6b-8c7d-9e0f1a2b3c4d"
+NOW = "2026-08-17T13:11:16.146987Z"
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
+STATUSES = st.sampled_from(Status)
+IDS = st.uuids().map(str)
+TAGS = st.lists(TEXTS, max_size=4).map(tuple)
+SIZES = st.integers(1, 10**13)
+IOPS = st.sampled_from([5000, 15000])
+
+VOLUMES = st.builds(
+    Volume,
+    id=IDS,
+    project_id=IDS,
+    name=TEXTS,
+    size_bytes=SIZES,
+    perf_iops=IOPS,
+    storage_class=st.just("sbs"),
+    status=STATUSES,
+    tags=TAGS,
+    parent_snapshot_id=st.none() | IDS,
+    disk=st.just("never shown"),
+    created_at=st.just(NOW),
+    updated_at=st.just(NOW),
+    last_detached_at=st.none() | st.just(NOW),
+    deleted_at=st.none() | st.just(NOW),
+    error=st.none() | TEXTS,
+)
+SNAPSHOTS = st.builds(
+    Snapshot,
+    id=IDS,
+    project_id=IDS,
+    name=TEXTS,
+    size_bytes=SIZES,
+    storage_class=st.just("sbs"),
+    status=STATUSES,
+    public=st.booleans(),
+    tags=TAGS,
+    volume_id=st.none() | IDS,
+    parent=st.none() | st.builds(ParentVolume, id=IDS, name=TEXTS, perf_iops=IOPS, status=STATUSES),
+    disk=st.just("never shown"),
+    created_at=st.just(NOW),
+    updated_at=st.just(NOW),
+    deleted_at=st.none() | st.just(NOW),
+    error=st.none() | TEXTS,
+)
+
+
+@given(VOLUMES)
+def test_volume_says_what_the_value_holds(volume: Volume) -> None:
+    told = json.loads(Render("xx-lab-1").host_volume(volume))
+    assert told == {
+        "id": volume.id,
+        "name": volume.name,
+        "type": {5000: "sbs_5k", 15000: "sbs_15k"}[volume.perf_iops],
+        "size": volume.size_bytes,
+        "project_id": volume.project_id,
+        "created_at": NOW,
+        "updated_at": NOW,
+        "references": [],
+        "parent_snapshot_id": volume.parent_snapshot_id,
+        "status": volume.status.value,
+        "tags": list(volume.tags),
+        "zone": "xx-lab-1",
+        "specs": {"class": "sbs", "perf_iops": volume.perf_iops},
+        "last_detached_at": volume.last_detached_at,
+        "kms_key_id": None,
+        "error": volume.error,
+        "deleted_at": volume.deleted_at,
+    }
+    answers.HostVolume.model_validate(told)
+    v1 = json.loads(Render("xx-lab-1").volume(volume))
+    assert v1 == {key: told[key] for key in told if key not in ("error", "deleted_at")}
+    older = json.loads(Render("xx-lab-1", v1=False).volume(volume))
+    assert older == {key: v1[key] for key in v1 if key != "kms_key_id"}
+    answers.VolumeV1Alpha1.model_validate(older)
+
+
+@given(SNAPSHOTS)
+def test_snapshot_says_what_the_value_holds(snapshot: Snapshot) -> None:
+    told = json.loads(Render("xx-lab-1").host_snapshot(snapshot))
+    parent = snapshot.parent
+    assert told == {
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "size": snapshot.size_bytes,
+        "project_id": snapshot.project_id,
+        "created_at": NOW,
+        "updated_at": NOW,
+        "references": [],
+        "status": snapshot.status.value,
+        "parent_volume": None
+        if parent is None
+        else {
+            "id": parent.id,
+            "name": parent.name,
+            "type": {5000: "sbs_5k", 15000: "sbs_15k"}[parent.perf_iops],
+            "status": parent.status.value,
+        },
+        "tags": list(snapshot.tags),
+        "zone": "xx-lab-1",
+        "class": "sbs",
+        "public": snapshot.public,
+        "error": snapshot.error,
+        "deleted_at": snapshot.deleted_at,
+    }
+    answers.HostSnapshot.model_validate(told)
+    v1 = json.loads(Render("xx-lab-1").snapshot(snapshot))
+    assert v1 == {key: told[key] for key in told if key not in ("error", "deleted_at")}
+    older = json.loads(Render("xx-lab-1", v1=False).snapshot(snapshot))
+    assert older == {key: v1[key] for key in v1 if key != "public"}
+    answers.SnapshotV1Alpha1.model_validate(older)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_list_holds_items_and_the_total_of_all_pages(count: int) -> None:
+    text = listing("things", range(count), 7, lambda number: f'{{"n":{number}}}')
+    assert json.loads(text) == {"things": [{"n": n} for n in range(count)], "total_count": 7}
