@@ -1,0 +1,1 @@
+"""The parts of scripts/lab: nothing here is imported by blockd."""
