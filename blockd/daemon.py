@@ -8,7 +8,7 @@ import os
 import pwd
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StartError
 from blockd.host.command import companion
 from blockd.host.notify import inherited_socket, notify
+from blockd.host.vg_lock import vg_lock
 from blockd.metrics import CountedEffects, Metrics
 from blockd.service import Service
 from blockd.service.answers import Answers
@@ -38,6 +39,7 @@ from blockd.storage import front_watchdog
 from blockd.storage.dm import open_device_mapper
 from blockd.storage.lvm_commands import LvmCommands
 from blockd.storage.lvm_config import write_lvm_config
+from blockd.storage.lvm_devices import candidate_devices
 from blockd.storage.lvm_thin import LvmThin, ThinSettings, open_lvm_thin
 from blockd.storage.make_pool import make_pool
 from blockd.storage.vg_queue import VgQueue
@@ -93,12 +95,7 @@ async def open_classes(
         )
         catalog_id = await catalog.read(lambda tx: tx.meta("catalog_id")) or ""
         udev = _udev_runs(config)
-        write_lvm_config(
-            config.lvm.system_dir,
-            config.lvm.devices,
-            udev=udev,
-            reserved_memory_kib=config.lvm.reserved_memory_kib,
-        )
+        await _limit_lvm(config, udev)
         classes = {}
         for name, section in config.classes.items():
             settings = ThinSettings(
@@ -120,6 +117,45 @@ async def open_classes(
                 name, driver, section.overcommit, section.high_water_percent
             )
         yield StorageClasses(classes, config.first_class)
+
+
+async def _limit_lvm(config: Config, udev: bool) -> None:
+    """Our `lvm.conf`, in which LVM opens the disks of our volume groups and nothing else.
+
+    Without `[lvm] devices` LVM is asked once, with all devices allowed but fronts and LVs.
+    """
+    devices, vgs = list(config.lvm.devices), {section.vg for section in config.classes.values()}
+    if not devices:
+        _write_lvm_config(config, candidate_devices(), udev)
+        lvm = _lvm_by_hand(config, min(vgs), udev)
+        devices = [volume.device for volume in await lvm.pvs() if volume.vg in vgs]
+    if not devices:
+        raise StartError(
+            f"no disk holds volume group {' or '.join(sorted(vgs))}: "
+            "`blockd make-pool DEVICE` makes volume group and pool"
+        )
+    _write_lvm_config(config, devices, udev)
+
+
+def _write_lvm_config(config: Config, devices: Sequence[str], udev: bool) -> None:
+    write_lvm_config(
+        config.lvm.system_dir,
+        devices,
+        udev=udev,
+        reserved_memory_kib=config.lvm.reserved_memory_kib,
+    )
+
+
+def _lvm_by_hand(config: Config, vg: str, udev: bool) -> LvmCommands:
+    """LVM outside of any driver's queue: before there is one."""
+    return LvmCommands(
+        vg,
+        config.lvm.system_dir,
+        VgQueue(lambda _: None),
+        SideEffects(),
+        udev=udev,
+        timeout_s=config.lvm.command_timeout,
+    )
 
 
 @asynccontextmanager
@@ -162,17 +198,9 @@ async def make_pools(config: Config, class_name: str | None, devices: list[str])
         raise StartError(f"there is no [classes.{name}] in the configuration")
     section, chosen = config.classes[name], devices or list(config.lvm.devices)
     udev = _udev_runs(config)
-    write_lvm_config(config.lvm.system_dir, chosen, udev=udev, reserved_memory_kib=8192)
-    queue = VgQueue(lambda _: None)
-    lvm = LvmCommands(
-        section.vg,
-        config.lvm.system_dir,
-        queue,
-        SideEffects(),
-        udev=udev,
-        timeout_s=config.lvm.command_timeout,
-    )
-    return await make_pool(lvm, queue, section.pool, chosen)
+    _write_lvm_config(config, chosen or candidate_devices(), udev)
+    with vg_lock(section.vg):
+        return await make_pool(_lvm_by_hand(config, section.vg, udev), section.pool, chosen)
 
 
 @asynccontextmanager

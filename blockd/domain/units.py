@@ -29,6 +29,12 @@ _SIZE_UNITS = {
     "TIB": 1024**4,
     "TB": 1000**4,
 }
+_BINARY_UNITS = (("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024))
+_EXACT_UNITS = (
+    *_BINARY_UNITS[:3],
+    *(("TB", 1000**4), ("GB", 1000**3), ("MB", 1000**2)),
+    _BINARY_UNITS[3],
+)
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
@@ -56,15 +62,12 @@ def format_size(size_bytes: int) -> str:
 
     Exact multiples keep the unit they were likely asked in (powers of 1024 first, then of 1000).
     """
-    for units in (("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
-        if size_bytes >= units[1] and size_bytes % units[1] == 0:
-            return f"{size_bytes // units[1]} {units[0]}"
-    for units in (("TB", 1000**4), ("GB", 1000**3), ("MB", 1000**2)):
-        if size_bytes >= units[1] and size_bytes % units[1] == 0:
-            return f"{size_bytes // units[1]} {units[0]}"
-    for units in (("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
-        if size_bytes >= units[1]:
-            return f"{size_bytes / units[1]:.2f} {units[0]}"
+    for name, unit in _EXACT_UNITS:
+        if size_bytes >= unit and size_bytes % unit == 0:
+            return f"{size_bytes // unit} {name}"
+    for name, unit in _BINARY_UNITS:
+        if size_bytes >= unit:
+            return f"{size_bytes / unit:.2f} {name}"
     return f"{size_bytes} B"
 
 

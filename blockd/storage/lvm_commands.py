@@ -111,15 +111,23 @@ class LvmCommands:
             *(f"{self.vg}/{lv}" for lv in lvs),
         )
 
-    async def remove(self, lvs: Sequence[str]) -> None:
-        """All in one process; it goes on past those it cannot remove, and says so at the end."""
-        await self._change("lvremove", *(f"{self.vg}/{lv}" for lv in lvs))
+    async def remove(self, lvs: Sequence[str], tag: str) -> None:
+        """Those of `lvs` that bear `tag`, in one process; others, and absent ones, are passed over.
+
+        LVM itself compares the tags, under its lock: no name alone can cost anybody an LV. It goes
+        on past those it cannot remove, and says so at the end.
+        """
+        names = " || ".join(f'lv_name="{lv}"' for lv in lvs)
+        await self._change("lvremove", "--select", f'lv_tags={{"{tag}"}} && ({names})', self.vg)
 
     # making a volume group
 
     async def create_vg(self, devices: Sequence[str]) -> None:
-        """A volume group whose metadata area has room for 5,000 LVs (the default: for 1,000)."""
-        await self._change(
+        """A volume group whose metadata area has room for 5,000 LVs (the default: for 1,000).
+
+        Without `--yes`: a device that holds a file system is refused, not wiped.
+        """
+        await self._run(
             "vgcreate",
             *("--metadatasize", "64m", "--setautoactivation", "n", self.vg, *devices),
         )

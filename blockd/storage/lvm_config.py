@@ -16,13 +16,13 @@ def write_lvm_config(
     """Write `lvm.conf` into `directory` (for LVM_SYSTEM_DIR).
 
     Args:
-        devices: paths of the physical volumes; nothing else is opened. Empty: all may be.
+        devices: paths of the physical volumes; nothing else is opened.
         udev: whether udevd runs, and so makes nodes that LVM must wait for.
         reserved_memory_kib: memory that each command locks.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     accept = [f'"a|^{re.escape(device)}$|"' for device in devices]
-    filters = ", ".join([*accept, '"r|.*|"']) if accept else '"a|.*|"'
+    filters = ", ".join([*accept, '"r|.*|"'])
     (directory / "lvm.conf").write_text(
         _TEMPLATE.format(filters=filters, udev=int(udev), reserved_memory_kib=reserved_memory_kib),
         "utf-8",

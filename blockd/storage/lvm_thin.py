@@ -120,14 +120,8 @@ class LvmThin:
             await self._lvm.deactivate(disk)
 
     async def erase(self, disks: Sequence[str]) -> None:
-        if not disks:
-            return
-        try:
-            await self._lvm.remove(disks)
-        except LvmFailed:
-            left = [lv.name for lv in await self._lvm.lvs() if lv.name in disks and self._ours(lv)]
-            if left:
-                raise
+        if disks:
+            await self._lvm.remove(disks, self._tag)
 
     async def disks(self) -> Mapping[str, int]:
         return {lv.name: lv.size_bytes for lv in await self._lvm.lvs() if self._ours(lv)}
@@ -146,7 +140,7 @@ class LvmThin:
                 raise StorageError(
                     f"LV {self._settings.vg}/{disk} exists and is not blockd's: rename or remove it"
                 ) from None
-            await self._lvm.remove([disk])
+            await self._lvm.remove([disk], self._tag)
             await make()
 
     async def _found(self, disk: str) -> LogicalVolume | None:

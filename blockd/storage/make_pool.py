@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from blockd.domain.errors import StartError, StorageError
 from blockd.domain.units import GIB, MIB, format_size
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
-from blockd.storage.vg_queue import VgQueue
 
 #: Small enough that a 4 KiB write to a shared chunk copies little, large enough that the pool's
 #: metadata stays small (measured: docs/decisions/0002-lvm-config.md).
@@ -29,41 +28,40 @@ def pool_metadata_bytes(pool_bytes: int) -> int:
     return min(wanted // MIB * MIB, _MAX_METADATA_BYTES)
 
 
-async def make_pool(lvm: LvmCommands, queue: VgQueue, pool: str, devices: Sequence[str]) -> str:
+async def make_pool(lvm: LvmCommands, pool: str, devices: Sequence[str]) -> str:
     """Make what is missing of volume group and pool; answers what was done, in one line.
 
     Raises:
         StartError: LVM refuses, e.g. because a device holds something.
     """
-    async with queue.turn():
-        try:
-            existing = await lvm.lvs()
-        except LvmFailed:
-            existing = None
-        if existing is not None:
-            found = next((lv for lv in existing if lv.name == pool), None)
-            if found is not None:
-                if found.kind != "thin-pool":
-                    raise StartError(f"{lvm.vg}/{pool} exists and is no thin pool: name another")
-                return f"{lvm.vg}/{pool} exists: {format_size(found.size_bytes)}"
-        try:
-            if existing is None:
-                if not devices:
-                    raise StartError(
-                        f"there is no volume group {lvm.vg}: name the devices to make it on"
-                    )
-                await lvm.create_vg(devices)
-            free_bytes, extent_bytes = await lvm.vg_bytes()
-            # A hundredth stays free for the pool's spare metadata and for repairs.
-            metadata_bytes = pool_metadata_bytes(free_bytes)
-            size_bytes = (free_bytes - 2 * metadata_bytes) * 99 // 100
-            size_bytes = size_bytes // extent_bytes * extent_bytes
-            if size_bytes < 64 * MIB:
+    try:
+        existing = await lvm.lvs()
+    except LvmFailed:
+        existing = None
+    if existing is not None:
+        found = next((lv for lv in existing if lv.name == pool), None)
+        if found is not None:
+            if found.kind != "thin-pool":
+                raise StartError(f"{lvm.vg}/{pool} exists and is no thin pool: name another")
+            return f"{lvm.vg}/{pool} exists: {format_size(found.size_bytes)}"
+    try:
+        if existing is None:
+            if not devices:
                 raise StartError(
-                    f"volume group {lvm.vg} has only {format_size(free_bytes)} free: "
-                    "a pool needs 256 MiB at least"
+                    f"there is no volume group {lvm.vg}: name the devices to make it on"
                 )
-            await lvm.create_thin_pool(pool, size_bytes, metadata_bytes, CHUNK_BYTES)
-        except StorageError as err:
-            raise StartError(str(err)) from err
-        return f"{lvm.vg}/{pool} made: {format_size(size_bytes)}"
+            await lvm.create_vg(devices)
+        free_bytes, extent_bytes = await lvm.vg_bytes()
+        # A hundredth stays free for the pool's spare metadata and for repairs.
+        metadata_bytes = pool_metadata_bytes(free_bytes)
+        size_bytes = (free_bytes - 2 * metadata_bytes) * 99 // 100
+        size_bytes = size_bytes // extent_bytes * extent_bytes
+        if size_bytes < 64 * MIB:
+            raise StartError(
+                f"volume group {lvm.vg} has only {format_size(free_bytes)} free: "
+                "a pool needs 256 MiB at least"
+            )
+        await lvm.create_thin_pool(pool, size_bytes, metadata_bytes, CHUNK_BYTES)
+    except StorageError as err:
+        raise StartError(str(err)) from err
+    return f"{lvm.vg}/{pool} made: {format_size(size_bytes)}"

@@ -2,28 +2,72 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from blockd.domain.effects import SideEffects
+from blockd.host.command import companion
+from blockd.storage import front_watchdog
+from blockd.storage.dm import open_device_mapper
+from blockd.storage.lvm_commands import LvmCommands
+from blockd.storage.lvm_config import write_lvm_config
+from blockd.storage.lvm_thin import ThinSettings, open_lvm_thin
+from blockd.storage.make_pool import make_pool
+from blockd.storage.vg_queue import VgQueue
 from tests.contract.storage import FileStorage, Storage, ThinStorage
 
 #: The lab's disk that may be overwritten; elsewhere there is none of this name.
 LAB_DISK = Path("/dev/ubda")
 
+VG, POOL = "contract", "pool"
+SYSTEM_DIR = Path("/run/blockd-contract/lvm")
+
 
 @asynccontextmanager
 async def open_thin(disk: Path) -> AsyncIterator[ThinStorage]:
-    """A started `LvmThin` on a fresh VG on `disk`, with a pool of about 1 GiB.
+    """A started `LvmThin` on a volume group of its own on `disk`; what was in it is erased.
 
-    The one place that knows how the thin driver is made. It yields the driver with its VG, its
-    pool, and a function that runs an LVM command by hand in the driver's LVM configuration.
+    The one place that knows how the thin driver is made.
     """
-    raise NotImplementedError(f"LvmThin on {disk}")
-    yield  # pragma: no cover
+    effects = SideEffects()
+    write_lvm_config(SYSTEM_DIR, [str(disk)], udev=False, reserved_memory_kib=512)
+    queue = VgQueue(lambda _: None)
+    commands = LvmCommands(VG, SYSTEM_DIR, queue, effects, udev=False, timeout_s=60)
+    await make_pool(commands, POOL, [str(disk)])
+    settings = ThinSettings(
+        name="sbs",
+        vg=VG,
+        pool=POOL,
+        system_dir=SYSTEM_DIR,
+        udev=False,
+        command_timeout_s=60,
+        max_suspend_s=10,
+    )
+    async with AsyncExitStack() as stack:
+        mapper = stack.enter_context(open_device_mapper(effects))
+        watchdog = await stack.enter_async_context(
+            companion([sys.executable, "-I", "-S", front_watchdog.__file__])
+        )
+        driver = await stack.enter_async_context(
+            open_lvm_thin(settings, "contract", mapper, watchdog, effects, lambda _: None)
+        )
+        await driver.start([])
+        storage = ThinStorage(driver, VG, POOL, run_lvm)
+        await storage.clean()
+        yield storage
+
+
+def run_lvm(verb: str, *args: str) -> None:
+    """One LVM command by hand, in the driver's LVM configuration."""
+    env = {**os.environ, "LVM_SYSTEM_DIR": str(SYSTEM_DIR), "DM_DISABLE_UDEV": "1"}
+    subprocess.run(["lvm", verb, "-qq", *args], env=env, check=True)
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="session")

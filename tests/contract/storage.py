@@ -21,6 +21,9 @@ T = TypeVar("T")
 FOREIGN_GENERATION = 666
 FOREIGN_BYTES = 4 * MIB
 
+#: A driver that has lost its turn must fail the suite, not stop it.
+CLEANING_S = 60
+
 
 class Storage(ABC):
     """A started driver, and every front that a test made with it, for cleaning."""
@@ -139,7 +142,7 @@ class Storage(ABC):
 
     async def clean(self) -> None:
         """Remove every front made through here and every disk of ours."""
-        async with self.driver.turn():
+        async with asyncio.timeout(CLEANING_S), self.driver.turn():
             for volume_id in self._volume_ids:
                 await self.driver.disconnect(volume_id)
             self._volume_ids.clear()
@@ -209,9 +212,12 @@ class ThinStorage(Storage):
     async def clean(self) -> None:
         """See `Storage`; and the foreign disks."""
         await super().clean()
-        if self._foreign:
-            self._lvm("lvremove", "-y", *(f"{self._vg}/{disk}" for disk in self._foreign))
-            self._foreign.clear()
+        there = [
+            f"{self._vg}/{disk}" for disk in self._foreign if self._foreign_path(disk).exists()
+        ]
+        self._foreign.clear()
+        if there:
+            self._lvm("lvremove", "-y", *there)
 
     def _foreign_path(self, disk: str) -> Path:
         """Where device-mapper puts an LV: hyphens of names are doubled."""

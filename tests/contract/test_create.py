@@ -38,13 +38,16 @@ async def test_create_off_the_extent_grid_gives_a_front_of_the_exact_size(
     assert (await storage.driver.disks())[front.disk] >= size_bytes
 
 
-async def test_write_beyond_the_end_never_becomes_part_of_the_volume(storage: Storage) -> None:
+@pytest.mark.parametrize("grown_bytes", [2 * MIB, 8 * MIB], ids=["same extent", "more extents"])
+async def test_write_beyond_the_end_never_becomes_part_of_the_volume(
+    storage: Storage, grown_bytes: int
+) -> None:
     front = await storage.volume(MIB + 512, generation=1)
     descriptor = storage.open_front(front)
     with suppress(OSError):  # a file cannot refuse it, a device does: see the next test
         os.pwrite(descriptor, b"beyond" * 1024, front.size_bytes)
     os.close(descriptor)
-    front = await storage.grow(front, 8 * MIB)
+    front = await storage.grow(front, grown_bytes)
     with stamps.opened(storage.path(front)) as device:
         device.expect(1, 0, MIB)
         device.expect(0, MIB + stamps.BLOCK_BYTES)

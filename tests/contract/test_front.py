@@ -151,3 +151,21 @@ async def test_start_removes_unlisted_fronts_that_nobody_holds_open(storage: Sto
     finally:
         os.close(descriptor)
     stamps.expect(await storage.connect(idle), 1)
+
+
+async def test_start_leaves_a_front_over_another_disk_than_listed(storage: Storage) -> None:
+    """A revert that was cut short between swap and commit: its journal entry will finish it."""
+    front = await storage.volume(SIZE, generation=1)
+    listed = FrontSpec(front.volume_id, await storage.create(SIZE), SIZE)
+    await storage.restart([listed])
+    assert await storage.driver.disk_behind(front.volume_id) == front.disk
+    stamps.expect(storage.path(front), 1)
+
+
+async def test_start_with_one_disk_missing_makes_the_other_fronts(storage: Storage) -> None:
+    there = await storage.volume(SIZE, generation=1)
+    await storage.disconnect(there)
+    missing = storage.front(storage.name(), SIZE)
+    await storage.restart([missing, there])
+    assert await storage.driver.disk_behind(missing.volume_id) is None
+    stamps.expect(storage.path(there), 1)

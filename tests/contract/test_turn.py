@@ -10,7 +10,7 @@ from tests.contract.storage import Storage
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-DEADLINE_S = 30
+DEADLINE_S = 10
 
 
 async def arrived(task: asyncio.Task[None]) -> None:

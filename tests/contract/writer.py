@@ -11,12 +11,16 @@ from tests.contract.storage import Storage
 from tests.support import stamps
 from tests.support.stamps import BLOCK_BYTES
 
+#: Blocks are written in leaps, since a copy made in ascending order while somebody writes in
+#: ascending order looks like one instant: that of their meeting. Odd, so that all are reached.
+LEAP = 97
+
 
 class Writer:
     """Stamps a front block by block, round after round, each round a new generation.
 
     `position` counts the blocks that are safely written, over all rounds: the front's content is
-    the same as saying how far the writer had come.
+    the same as saying how far the writer had come. Their number must be a power of two.
     """
 
     def __init__(self, storage: Storage, front: FrontSpec) -> None:
@@ -36,7 +40,7 @@ class Writer:
         with stamps.opened(self._storage.path(self._front), write=True) as device:
             while not self.stopping:
                 rounds, number = divmod(self.position, self._blocks)
-                start = number * BLOCK_BYTES
+                start = number * LEAP % self._blocks * BLOCK_BYTES
 
                 def write(generation: int = rounds + 1, start: int = start) -> None:
                     device.write(generation, start, start + BLOCK_BYTES)
@@ -61,8 +65,10 @@ async def writing(storage: Storage, front: FrontSpec) -> AsyncIterator[Writer]:
 
 def instant(generations: list[int]) -> int:
     """The writer's position that these generations picture; raises if they picture none."""
-    last = generations[-1]
-    ahead = sum(1 for generation in generations if generation == last + 1)
-    if generations != [last + 1] * ahead + [last] * (len(generations) - ahead):
-        raise AssertionError(f"no single instant: {generations}")
-    return last * len(generations) + ahead
+    count = len(generations)
+    written = [generations[number * LEAP % count] for number in range(count)]
+    last = written[-1]
+    ahead = written.count(last + 1)
+    if written != [last + 1] * ahead + [last] * (count - ahead):
+        raise AssertionError(f"no single instant: {written}")
+    return last * count + ahead

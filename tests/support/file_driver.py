@@ -183,7 +183,7 @@ class FileDriver:
         )
 
     async def start(self, fronts: Sequence[FrontSpec]) -> None:
-        """See `StorageDriver`. A front over another disk than listed is swapped."""
+        """See `StorageDriver`. What cannot be as listed is left: the journal knows more of it."""
         await self._enter("start")
         listed = {front.volume_id for front in fronts}
         for path in sorted(self._fronts.iterdir()):
@@ -191,10 +191,11 @@ class FileDriver:
                 with suppress(InUse):
                     await self.disconnect(path.name)
         for front in fronts:
-            if await self.disk_behind(front.volume_id) in (None, front.disk):
+            if self._tag(front.disk) is not None and await self.disk_behind(front.volume_id) in (
+                None,
+                front.disk,
+            ):
                 await self.connect(front)
-            else:
-                await self.swap(front)
 
     async def disks(self) -> Mapping[str, int]:
         """See `StorageDriver`."""

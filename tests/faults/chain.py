@@ -1,0 +1,139 @@
+"""Crash after crash on one volume group: each start looks at what the crash before it left.
+
+The points at which to crash are not listed anywhere: a first, unharmed run of the verb records
+every side effect that the daemon announces, and each of them is then made fatal in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from tests.faults.scenarios import SCENARIOS, Scenario, clear
+from tests.support.agreement import expect_agreement, foreign_lvs
+from tests.support.client import Api
+from tests.support.daemon import VG, Daemon, Place
+
+EVENT_WORDS = ("before ", "started ", "after ")
+FOREIGN = ("alien", "blockd-00000000-0000-4000-8000-000000000000")
+
+
+def make_foreign(place: Place) -> None:
+    """LVs of somebody else in our volume group: one named like ours, one tagged like another's."""
+    for name, tag in zip(FOREIGN, ("keep", "blockd.someone-else"), strict=True):
+        place.lvm("lvcreate", "-V", "4m", "--thinpool", "pool", "--addtag", tag, "-n", name, VG)
+
+
+def mount_state(disk: Path, where: Path, *, make: bool) -> None:
+    """The file system of the catalog, on a disk of its own."""
+    if make:
+        subprocess.run(["/sbin/mkfs.ext4", "-q", str(disk)], check=True)
+    subprocess.run(["/bin/mount", str(disk), str(where)], check=True)
+
+
+def record(place: Place, scenario: Scenario) -> list[str]:
+    """Every event of the unharmed verb, in order."""
+    events = place.state / "events"
+    events.unlink(missing_ok=True)
+    with Daemon(place, ["--record", str(events)]) as daemon:
+        daemon.api.idle()
+        facts = scenario.prepare(daemon.api)
+        daemon.api.idle()
+        daemon.arm()
+        answers: list[bool] = []
+        scenario.act(daemon.api, facts, lambda: answers.append(True))
+        assert answers
+        daemon.api.idle()
+        recorded = events.read_text().splitlines()
+        _look(place, daemon, scenario, facts, answered=True)
+    assert recorded, "the verb announced no side effect"
+    return recorded
+
+
+def fatal_points(events: list[str]) -> list[int]:
+    """The events worth dying at.
+
+    `after` one side effect and `before` the next are the same state of the world, except after a
+    commit, when the answer may have gone out, and at the very end.
+    """
+    last = len(events) - 1
+    return [
+        number
+        for number, event in enumerate(events)
+        if not event.startswith("after ") or event.startswith("after commit") or number == last
+    ]
+
+
+def crash(place: Place, scenario: Scenario, at: int, how: str) -> None:
+    """One link: check what the last crash left, then do the verb and die at event `at`."""
+    with Daemon(place, ["--at", str(at), "--how", how]) as daemon:
+        check_last(place, daemon)
+        facts = scenario.prepare(daemon.api)
+        daemon.api.idle()
+        _write(_last(place), {"scenario": scenario.name, "at": at, "how": how, "facts": facts})
+        answered = place.state / "answered"
+        answered.unlink(missing_ok=True)
+        daemon.arm()
+        scenario.act(daemon.api, facts, answered.touch)
+        assert daemon.ended() == -signal.SIGKILL, "the daemon did not die at this point"
+
+
+def end(place: Place) -> None:
+    """The last link: only the check."""
+    with Daemon(place) as daemon:
+        check_last(place, daemon)
+
+
+def check_last(place: Place, daemon: Daemon) -> None:
+    """What the crash before this start left."""
+    daemon.api.idle()
+    if not _last(place).exists():
+        return
+    last = json.loads(_last(place).read_text())
+    answered = (place.state / "answered").exists()
+    scenario = SCENARIOS[last["scenario"]]()
+    try:
+        _look(place, daemon, scenario, last["facts"], answered=answered)
+    except BaseException as error:
+        log = daemon.log.read_text()[-4000:]
+        error.add_note(f"after {last}, answered: {answered}; the daemon's log:\n{log}")
+        raise
+    _last(place).unlink()
+
+
+def _look(
+    place: Place, daemon: Daemon, scenario: Scenario, facts: dict[str, str], *, answered: bool
+) -> None:
+    _settle(daemon.api, scenario)
+    expect_agreement(place)
+    scenario.check(daemon.api, facts, answered)
+    clear(daemon.api)
+    expect_agreement(place)
+    assert {name.split("/")[0] for name in foreign_lvs(place)} == set(FOREIGN)
+
+
+def _settle(api: Api, scenario: Scenario) -> None:
+    """Wait until what was in the trash is erased, where nothing is kept there."""
+    deadline = time.monotonic() + 60
+    while scenario.trash_keep == "0s" and any(
+        item["status"] == "deleted"
+        for kind in ("volumes", "snapshots")
+        for item in api.all(kind, "&include_deleted=true")
+    ):
+        assert time.monotonic() < deadline, "the trash is not emptied"
+        time.sleep(0.05)
+    api.idle()
+
+
+def _last(place: Place) -> Path:
+    return place.state / "last-crash.json"
+
+
+def _write(path: Path, value: object) -> None:
+    """Durably: the plug is pulled soon."""
+    path.write_text(json.dumps(value), "utf-8")
+    os.sync()

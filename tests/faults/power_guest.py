@@ -1,0 +1,42 @@
+"""What runs in the guest between two power cuts.
+
+    python -m tests.faults.power_guest VERB record|end|N
+
+`record` makes the volume group and records the side effects of VERB; a number checks what the
+last cut left, does VERB again, and cuts the power at that event; `end` only checks.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tests.faults import chain
+from tests.faults.scenarios import SCENARIOS
+from tests.support.daemon import Place
+
+#: An ext4 on a disk of its own: what the daemon did not sync is lost, as on a real host.
+STATE_DISK, STATE = Path("/dev/ubdb"), Path("/var/lib/blockd-faults")
+RUN = Path("/run/blockd-faults")
+
+
+def main() -> None:
+    """One link of the chain."""
+    verb, step = sys.argv[1:]
+    scenario = SCENARIOS[verb]()
+    RUN.mkdir()
+    STATE.mkdir(parents=True, exist_ok=True)
+    chain.mount_state(STATE_DISK, STATE, make=step == "record")
+    place = Place(state=STATE, run=RUN, disk=Path("/dev/ubda"), trash_keep=scenario.trash_keep)
+    if step == "record":
+        place.make_pool()
+        chain.make_foreign(place)
+        print(*chain.record(place, scenario), sep="\n")
+    elif step == "end":
+        chain.end(place)
+    else:
+        chain.crash(place, scenario, int(step), "power")
+
+
+if __name__ == "__main__":
+    main()

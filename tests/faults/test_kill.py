@@ -1,0 +1,42 @@
+"""kill -9 of the daemon at every side effect of every verb, on the real kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults import chain
+from tests.faults.scenarios import SCENARIOS
+from tests.support.daemon import Place
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """One volume group for all verbs."""
+    if not Path("/dev/ubdb").is_block_device():
+        pytest.skip("no /dev/ubdb: run inside scripts/lab with two disks")
+    root = tmp_path_factory.mktemp("kill")
+    (root / "run").mkdir()
+    made = Place(state=root, run=root / "run")
+    made.make_pool()
+    chain.make_foreign(made)
+    yield made
+    made.remove_vg()
+
+
+@pytest.mark.parametrize("verb", SCENARIOS)
+def test_daemon_killed_at_each_side_effect_leaves_catalog_and_vg_in_agreement(
+    place: Place, verb: str
+) -> None:
+    scenario = SCENARIOS[verb]()
+    place = dataclasses.replace(place, trash_keep=scenario.trash_keep)
+    events = chain.record(place, scenario)
+    for at in chain.fatal_points(events):
+        print(f"{verb}: dies {events[at]}", flush=True)
+        chain.crash(place, scenario, at, "kill")
+    chain.end(place)

@@ -1,0 +1,49 @@
+"""The plug pulled at every side effect of every verb: a new guest for each cut, on the same disks."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.faults import chain
+from tests.faults.scenarios import SCENARIOS
+
+pytestmark = pytest.mark.lab
+
+ROOT = Path(__file__).parents[2]
+POWER_CUT = 75  # what scripts/lab ends with when the guest died
+
+
+@pytest.mark.parametrize("verb", SCENARIOS)
+def test_power_cut_at_each_side_effect_leaves_catalog_and_vg_in_agreement(
+    tmp_path: Path, verb: str
+) -> None:
+    recorded = _boot(tmp_path, verb, "record", expect=0)
+    events = [line for line in recorded.splitlines() if line.startswith(chain.EVENT_WORDS)]
+    points = chain.fatal_points(events)
+    assert points
+    for at in points:
+        print(f"{verb}: power cut {events[at]}", flush=True)
+        _boot(tmp_path, verb, str(at), expect=POWER_CUT)
+    _boot(tmp_path, verb, "end", expect=0)
+
+
+def _boot(disks: Path, verb: str, step: str, expect: int) -> str:
+    argv = [
+        *(ROOT / "scripts/lab", "--disk", "1G", "--disk", "64M", "--disk-dir", disks, "--"),
+        *("python", "-m", "tests.faults.power_guest", verb, step),
+    ]
+    done = subprocess.run(
+        [str(arg) for arg in argv],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    said = f"{verb} {step}: {done.stdout[-4000:]}\n{done.stderr[-6000:]}"
+    assert done.returncode == expect, said
+    return done.stdout

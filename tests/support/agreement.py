@@ -1,0 +1,98 @@
+"""Catalog, volume group and device-mapper must say the same once nothing is under way."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+from pathlib import Path
+
+from tests.support.daemon import VG, Place
+
+
+def expect_agreement(place: Place) -> None:
+    """Compare all three; the daemon is idle, or stopped."""
+    with sqlite3.connect(f"file:{place.catalog}?mode=ro", uri=True) as catalog:
+        (catalog_id,) = catalog.execute(
+            "SELECT value FROM meta WHERE key = 'catalog_id'"
+        ).fetchone()
+        intents = catalog.execute("SELECT verb, phase, args FROM intents").fetchall()
+        rows = catalog.execute(
+            "SELECT id, disk, size_bytes, status, error, 1 FROM volumes"
+            " UNION ALL SELECT id, disk, size_bytes, status, error, 0 FROM snapshots"
+        ).fetchall()
+    catalog.close()
+    assert intents == []
+    passing = [row for row in rows if row[3] in ("creating", "updating")]
+    assert passing == []
+
+    lvs = _lvs(place)
+    tag = f"blockd.{catalog_id}"
+    ours = {lv["lv_name"]: lv for lv in lvs if tag in lv["lv_tags"].split(",")}
+    wanted = {disk for _, disk, _, status, error, _ in rows if status != "error" and not error}
+    assert set(ours) == wanted, "LVs of ours and rows of the catalog differ"
+
+    (pool,) = [lv for lv in lvs if lv["lv_name"] == "pool"]
+    table = subprocess.run(
+        ["/sbin/dmsetup", "status", f"{VG}-pool-tpool"], capture_output=True, text=True, check=True
+    )
+    assert table.stdout.split()[3] == pool["transaction_id"], "the kernel and LVM count differently"
+
+    fronts = _fronts(catalog_id)
+    live = {
+        id_: (disk, size)
+        for id_, disk, size, status, _, is_volume in rows
+        if is_volume and status == "available"
+    }
+    assert set(fronts) == set(live), "fronts and live volumes differ"
+    for volume_id, (disk, size_bytes) in live.items():
+        state, sectors, lower, minor = fronts[volume_id]
+        assert state == "ACTIVE", f"front of {volume_id} is {state}"
+        assert sectors * 512 == size_bytes
+        assert lower == f"{VG}-{disk.replace('-', '--')}"
+        assert os.readlink(f"/dev/blockd/{volume_id}") == f"../dm-{minor}"
+    links = {path.name for path in Path("/dev/blockd").glob("*")}
+    assert links == set(live), "links and live volumes differ"
+
+
+def foreign_lvs(place: Place) -> dict[str, str]:
+    """Every LV that does not bear the catalog's tag, with its uuid and attributes."""
+    with sqlite3.connect(f"file:{place.catalog}?mode=ro", uri=True) as catalog:
+        (catalog_id,) = catalog.execute(
+            "SELECT value FROM meta WHERE key = 'catalog_id'"
+        ).fetchone()
+    catalog.close()
+    return {
+        lv["lv_name"]: f"{lv['lv_uuid']} {lv['lv_attr']} {lv['lv_tags']}"
+        for lv in _lvs(place)
+        if f"blockd.{catalog_id}" not in lv["lv_tags"].split(",") and lv["segtype"] == "thin"
+    }
+
+
+def _lvs(place: Place) -> list[dict[str, str]]:
+    fields = "lv_name,lv_uuid,lv_attr,lv_tags,segtype,transaction_id"
+    report = place.lvm("lvs", "--all", "--reportformat", "json", "-o", fields, VG)
+    found: list[dict[str, str]] = json.loads(report)["report"][0]["lv"]
+    return [{**lv, "lv_name": lv["lv_name"].strip("[]")} for lv in found]
+
+
+def _fronts(catalog_id: str) -> dict[str, tuple[str, int, str, str]]:
+    """Of each front: its state, length in sectors, the device beneath, its minor."""
+    info = subprocess.run(
+        ["/sbin/dmsetup", "info", "-c", "--noheadings", "--separator", " ",
+         "-o", "name,uuid,suspended,major,minor"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    devices = [line.split() for line in info.splitlines() if len(line.split()) == 5]
+    names = {f"{major}:{minor}": name for name, _, _, major, minor in devices}
+    found = {}
+    for name, uuid, suspended, _, minor in devices:
+        prefix = f"BLOCKD-sbs-{catalog_id}-"
+        if uuid.startswith(prefix):
+            table = subprocess.run(
+                ["/sbin/dmsetup", "table", name], capture_output=True, text=True, check=True
+            ).stdout.split()
+            state = "ACTIVE" if suspended == "Active" else suspended
+            found[uuid.removeprefix(prefix)] = (state, int(table[1]), names[table[3]], minor)
+    return found

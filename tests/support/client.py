@@ -1,0 +1,122 @@
+"""The API over its Unix socket, as plainly as can be."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+ZONE = "xx-lab-1"
+PROJECT = "22222222-2222-4222-8222-222222222222"
+ORGANIZATION = "11111111-1111-4111-8111-111111111111"
+
+
+class ApiError(Exception):
+    """An answer of 400 or more."""
+
+    def __init__(self, status: int, body: Any) -> None:
+        super().__init__(f"{status} {body}")
+        self.status, self.body = status, body
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=120)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(120)
+        self.sock.connect(str(self._path))
+
+
+class Api:
+    """Verbs of `/block/v1` and `/host/v1`; every call is a connection of its own."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._path = socket_path
+
+    def call(self, method: str, path: str, body: object | None = None) -> Any:
+        """The decoded answer.
+
+        Raises:
+            ApiError: the status is 400 or more.
+            OSError, http.client.HTTPException: the daemon is gone.
+        """
+        connection = _Connection(self._path)
+        try:
+            payload = None if body is None else json.dumps(body)
+            headers = {} if body is None else {"Content-Type": "application/json"}
+            connection.request(method, path, payload, headers)
+            response = connection.getresponse()
+            text = response.read()
+        finally:
+            connection.close()
+        answer = json.loads(text) if text else None
+        if response.status >= 400:
+            raise ApiError(response.status, answer)
+        return answer
+
+    def block(self, method: str, path: str, body: object | None = None) -> Any:
+        """A call below `/block/v1/zones/{zone}`."""
+        return self.call(method, f"/block/v1/zones/{ZONE}/{path}", body)
+
+    def host(self, method: str, path: str, body: object | None = None) -> Any:
+        """A call below `/host/v1`."""
+        return self.call(method, f"/host/v1/{path}", body)
+
+    def create_volume(self, name: str, size_bytes: int) -> str:
+        """A volume that is available; its id."""
+        body = {"name": name, "from_empty": {"size": size_bytes}}
+        return self.settled("volumes", self.block("POST", "volumes", body)["id"])
+
+    def clone(self, name: str, snapshot_id: str, size_bytes: int | None = None) -> str:
+        """A volume from a snapshot that is available; its id."""
+        source = {"snapshot_id": snapshot_id, "size": size_bytes}
+        body = {"name": name, "from_snapshot": source}
+        return self.settled("volumes", self.block("POST", "volumes", body)["id"])
+
+    def snapshot(self, name: str, volume_id: str) -> str:
+        """A snapshot that is available; its id."""
+        body = {"name": name, "volume_id": volume_id}
+        return self.settled("snapshots", self.block("POST", "snapshots", body)["id"])
+
+    def settled(self, kind: str, resource_id: str) -> str:
+        """Wait until a volume or snapshot is in no passing state; its id."""
+        deadline = time.monotonic() + 60
+        while (status := self.block("GET", f"{kind}/{resource_id}")["status"]) in (
+            "creating",
+            "updating",
+        ):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{kind} {resource_id} is still {status}")
+            time.sleep(0.02)
+        assert status in ("available", "in_use"), (kind, resource_id, status)
+        return resource_id
+
+    def idle(self) -> None:
+        """Wait until no operation is under way, and none is being tried again."""
+        deadline = time.monotonic() + 60
+        while (health := self.host("GET", "health"))["queued"]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"operations do not end: {health}")
+            time.sleep(0.02)
+        assert health["problems"] == [], health
+
+    def all(self, kind: str, query: str = "") -> list[dict[str, Any]]:
+        """Every volume or snapshot, page by page."""
+        found: list[dict[str, Any]] = []
+        page = 1
+        while True:
+            part = self.block("GET", f"{kind}?page_size=100&page={page}{query}")
+            found += part[kind]
+            if len(found) >= part["total_count"]:
+                return found
+            page += 1
+
+    def device(self, volume_id: str) -> Path:
+        """Where a volume's bytes are."""
+        return Path(self.host("GET", f"volumes/{volume_id}/device")["path"])

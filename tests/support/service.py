@@ -1,0 +1,86 @@
+"""The daemon without LVM: its own wiring, a real catalog and real HTTP over sparse files.
+
+Opened a second time on the same directory it is the daemon after a restart, recovery included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockd.api.app import make_app
+from blockd.api.server import serve_unix
+from blockd.catalog import Catalog, open_catalog
+from blockd.config import ApiSection, CatalogSection, Config, HostSection, ThinClassSection
+from blockd.daemon import open_service
+from blockd.domain.effects import SideEffects
+from blockd.domain.units import GIB
+from blockd.service import Service
+from blockd.service.classes import StorageClass, StorageClasses
+from tests.support.file_driver import FileDriver
+
+ZONE = "xx-lab-1"
+ORGANIZATION = "11111111-1111-4111-8111-111111111111"
+PROJECT = "22222222-2222-4222-8222-222222222222"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What a test may reach into; `socket` answers only within `served`."""
+
+    service: Service
+    catalog: Catalog
+    driver: FileDriver
+    config: Config
+    socket: Path
+
+
+def file_config(root: Path) -> Config:
+    """A configuration whose every path is below `root`."""
+    return Config(
+        host=HostSection(zone=ZONE, organization_id=ORGANIZATION, default_project_id=PROJECT),
+        api=ApiSection(socket=root / "blockd.sock"),
+        catalog=CatalogSection(path=root / "catalog.sqlite"),
+        classes={"sbs": ThinClassSection(kind="thin", vg="files")},
+    )
+
+
+@asynccontextmanager
+async def running(
+    root: Path,
+    *,
+    driver: FileDriver | None = None,
+    config: Config | None = None,
+    effects: SideEffects | None = None,
+) -> AsyncIterator[Running]:
+    """The service, as the daemon starts and stops it.
+
+    Args:
+        driver: with gates or failures already set, for what recovery is to meet.
+        effects: is told each commit.
+    """
+    config = config or file_config(root)
+    driver = driver or FileDriver(root / "sbs", capacity_bytes=1000 * GIB)
+    section = config.classes["sbs"]
+    only = StorageClass("sbs", driver, section.overcommit, section.high_water_percent)
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        catalog = await enter(open_catalog(config.catalog.path, effects))
+        classes = StorageClasses({"sbs": only}, "sbs")
+        service = await enter(open_service(config, catalog, classes))
+        yield Running(service, catalog, driver, config, config.api.socket)
+
+
+@asynccontextmanager
+async def served(root: Path, *, driver: FileDriver | None = None) -> AsyncIterator[Running]:
+    """`running`, and listening on its Unix socket to everybody."""
+    async with running(root, driver=driver) as started:
+        app = make_app(started.service, _no_metrics, lambda _: True)
+        async with serve_unix(app, started.socket):
+            yield started
+
+
+async def _no_metrics() -> bytes:
+    return b""
