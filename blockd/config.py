@@ -85,6 +85,7 @@ class TrashSection(_Section):
     """How long deleted things can be brought back."""
 
     keep: Seconds = 86400.0
+    policy: Literal["refuse", "trash"] = "trash"
 
 
 class LogSection(_Section):

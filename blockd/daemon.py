@@ -177,7 +177,13 @@ async def open_service(
     stop_s = config.daemon.stop_timeout
     async with Operations(catalog, classes, stop_s=stop_s) as operations:
         await operations.recover()
-        trash = Trash(catalog, classes, operations, config.trash.keep)
+        trash = Trash(
+            catalog,
+            classes,
+            operations,
+            keep_s=config.trash.keep,
+            gives_room=config.trash.policy == "trash",
+        )
         sweep = asyncio.create_task(trash.run(), name="trash")
         try:
             yield Service(

@@ -51,11 +51,12 @@ class Operations:
             )
             self.submit(intent)
 
-    def submit(self, intent: Intent) -> None:
-        """Begin to carry out an intent that is committed."""
+    def submit(self, intent: Intent) -> asyncio.Task[None]:
+        """Begin to carry out an intent that is committed; the task stays ours."""
         task = asyncio.create_task(self._carry_out(intent), name=f"{intent.verb} {intent.id}")
         self._tasks[intent.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(intent.id, None))
+        return task
 
     async def __aenter__(self) -> Self:
         return self

@@ -58,7 +58,7 @@ class Snapshots:
         """
         project_id = self._tenancy.project(new.project_id, "snapshot")
         origin = await self._catalog.read(lambda tx: _volume_at_rest(tx, new.volume_id))
-        await self._classes[origin.storage_class].check_pool("snapshot")
+        await self._trash.pool_with_room(self._classes[origin.storage_class], "snapshot")
         snapshot_id = new_id()
         now = now_timestamp()
 

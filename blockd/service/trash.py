@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import structlog
 
 from blockd.catalog import Catalog, Transaction
+from blockd.domain.errors import NoRoom
 from blockd.domain.intent import Intent
+from blockd.domain.pool import PoolUse
 from blockd.domain.units import format_timestamp, parse_timestamp
-from blockd.service.classes import StorageClasses
+from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.operations import Operations
 from blockd.service.steps import add_erase
 
@@ -22,20 +25,61 @@ log = structlog.get_logger()
 _BATCH = 16
 _RETRY_S = 30.0
 
+#: For room, fewer at once: no more shall be lost than is needed.
+_BATCH_FOR_ROOM = 4
+_ROOM_DEADLINE_S = 30.0
+
 
 class Trash:
     """Sleeps until something is due; an idle daemon does nothing here."""
 
     def __init__(
-        self, catalog: Catalog, classes: StorageClasses, operations: Operations, keep_s: float
+        self,
+        catalog: Catalog,
+        classes: StorageClasses,
+        operations: Operations,
+        *,
+        keep_s: float,
+        gives_room: bool = True,
     ) -> None:
+        """`gives_room`: whether things are erased early when the pool needs the room."""
         self._catalog, self._classes, self._operations = catalog, classes, operations
-        self._keep = timedelta(seconds=keep_s)
+        self._keep, self._gives_room = timedelta(seconds=keep_s), gives_room
         self._noticed = asyncio.Event()
 
     def notice(self) -> None:
         """Something was deleted."""
         self._noticed.set()
+
+    async def pool_with_room(self, storage_class: StorageClass, resource: str) -> PoolUse:
+        """The pool's use, once there is room for something of kind `resource`.
+
+        Above the high-water mark the trash is erased, oldest first, until there is room.
+
+        Raises:
+            NoRoom: there is none, and nothing (more) in the trash.
+        """
+        deadline = time.monotonic() + _ROOM_DEADLINE_S
+        while True:
+            try:
+                return await storage_class.check_pool(resource)
+            except NoRoom:
+                if not self._gives_room or time.monotonic() > deadline:
+                    raise
+                if not await self._erase_for_room(storage_class.name):
+                    raise
+
+    async def _erase_for_room(self, class_name: str) -> bool:
+        """Erase the oldest things in the trash; whether there were any."""
+        now = format_timestamp(datetime.now(UTC))
+        if not await self._catalog.read(partial(_is_due, class_name, now)):
+            return False
+        log.warning("erasing trash early for room", storage_class=class_name)
+        take_out = partial(_take_out, storage_class=class_name, due=now, most=_BATCH_FOR_ROOM)
+        intent = await self._catalog.write("trash erasing for room", take_out)
+        if intent is not None:
+            await asyncio.wait([self._operations.submit(intent)], timeout=_ROOM_DEADLINE_S)
+        return True
 
     async def run(self) -> None:
         """Erase what is due, for ever; the daemon owns and cancels this."""
@@ -59,7 +103,8 @@ class Trash:
             while True:
                 if not await self._catalog.read(partial(_is_due, storage_class.name, due)):
                     break
-                take_out = partial(_take_out, storage_class=storage_class.name, due=due)
+                name = storage_class.name
+                take_out = partial(_take_out, storage_class=name, due=due, most=_BATCH)
                 intent = await self._catalog.write("trash erasing", take_out)
                 if intent is not None:
                     self._operations.submit(intent)
@@ -76,12 +121,12 @@ def _is_due(storage_class: str, due: str, tx: Transaction) -> bool:
     return any(tx.trash(storage_class, due, 1))
 
 
-def _take_out(tx: Transaction, storage_class: str, due: str) -> Intent | None:
+def _take_out(tx: Transaction, storage_class: str, due: str, most: int) -> Intent | None:
     """Exchange the rows of a batch for the intent that erases their disks.
 
     From this commit on nothing can bring them back. Rows in error have no disk any more.
     """
-    volume_ids, snapshot_ids = tx.trash(storage_class, due, _BATCH)
+    volume_ids, snapshot_ids = tx.trash(storage_class, due, most)
     disks = []
     for volume_id in volume_ids:
         volume = tx.volume(volume_id)

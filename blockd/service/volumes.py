@@ -53,7 +53,7 @@ class Volumes:
         """
         project_id = self._tenancy.project(new.project_id, "volume")
         storage_class = await self._class_for(new)
-        pool = await storage_class.check_pool("volume")
+        pool = await self._trash.pool_with_room(storage_class, "volume")
         volume_id = new_id()
         now = now_timestamp()
 
@@ -115,7 +115,7 @@ class Volumes:
         before = await self.get(volume_id)
         storage_class = self._classes[before.storage_class]
         grows = change.size_bytes is not None and change.size_bytes > before.size_bytes
-        pool = await storage_class.check_pool("volume") if grows else None
+        pool = await self._trash.pool_with_room(storage_class, "volume") if grows else None
 
         def begin(tx: Transaction) -> tuple[Volume, Intent | None]:
             volume = _living(tx, volume_id)
@@ -240,7 +240,7 @@ class Volumes:
         """
         volume = await self.get(volume_id)
         storage_class = self._classes[volume.storage_class]
-        await storage_class.check_pool("snapshot")
+        await self._trash.pool_with_room(storage_class, "snapshot")
         revert_id = new_id()
 
         def begin(tx: Transaction) -> tuple[Volume, Intent]:

@@ -39,8 +39,9 @@ def record(place: Place, scenario: Scenario) -> list[str]:
     """Every event of the unharmed verb, in order."""
     events = place.state / "events"
     events.unlink(missing_ok=True)
+    _last(place).unlink(missing_ok=True)
     with Daemon(place, ["--record", str(events)]) as daemon:
-        daemon.api.idle()
+        clear(daemon.api)
         facts = scenario.prepare(daemon.api)
         daemon.api.idle()
         daemon.arm()
@@ -77,8 +78,13 @@ def crash(place: Place, scenario: Scenario, at: int, how: str) -> None:
         _write(_last(place), {"scenario": scenario.name, "at": at, "how": how, "facts": facts})
         answered = place.state / "answered"
         answered.unlink(missing_ok=True)
+
+        def note_answer() -> None:
+            answered.touch()
+            os.sync()
+
         daemon.arm()
-        scenario.act(daemon.api, facts, answered.touch)
+        scenario.act(daemon.api, facts, note_answer)
         assert daemon.ended() == -signal.SIGKILL, "the daemon did not die at this point"
 
 

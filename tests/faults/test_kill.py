@@ -20,10 +20,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """One volume group for all verbs."""
     if not Path("/dev/ubdb").is_block_device():
         pytest.skip("no /dev/ubdb: run inside scripts/lab with two disks")
-    root = tmp_path_factory.mktemp("kill")
-    (root / "run").mkdir()
-    made = Place(state=root, run=root / "run")
-    made.make_pool()
+    made = Place.fresh(tmp_path_factory.mktemp("kill"))
     chain.make_foreign(made)
     yield made
     made.remove_vg()

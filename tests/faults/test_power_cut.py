@@ -1,4 +1,4 @@
-"""The plug pulled at every side effect of every verb: a new guest for each cut, on the same disks."""
+"""The plug pulled at every side effect of every verb; each cut ends a guest on the same disks."""
 
 from __future__ import annotations
 

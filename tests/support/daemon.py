@@ -31,7 +31,8 @@ class Place:
     run: Path
     disk: Path = Path("/dev/ubdb")
     trash_keep: str = "24h"
-    extra: str = ""
+    max_suspend: str = "10s"
+    high_water_percent: float = 95.0
 
     @property
     def catalog(self) -> Path:
@@ -56,18 +57,27 @@ class Place:
             devices = ["{self.disk}"]
             system_dir = "{self.run}/lvm"
             reserved_memory_kib = 512
+            max_suspend = "{self.max_suspend}"
             [classes.sbs]
             kind = "thin"
             vg = "{VG}"
+            high_water_percent = {self.high_water_percent}
             [trash]
             keep = "{self.trash_keep}"
             [log]
             format = "json"
-            {self.extra}
             """,
             "utf-8",
         )
         return path
+
+    @classmethod
+    def fresh(cls, root: Path) -> Place:
+        """A place in a temporary folder, with a pool."""
+        (root / "run").mkdir()
+        place = cls(state=root, run=root / "run")
+        place.make_pool()
+        return place
 
     def lvm(self, *argv: str) -> str:
         """Run LVM by hand in the daemon's LVM configuration; what it printed."""

@@ -191,10 +191,8 @@ class FileDriver:
                 with suppress(InUse):
                     await self.disconnect(path.name)
         for front in fronts:
-            if self._tag(front.disk) is not None and await self.disk_behind(front.volume_id) in (
-                None,
-                front.disk,
-            ):
+            behind = await self.disk_behind(front.volume_id)
+            if self._tag(front.disk) is not None and behind in (None, front.disk):
                 await self.connect(front)
 
     async def disks(self) -> Mapping[str, int]:
