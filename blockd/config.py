@@ -137,6 +137,9 @@ def read_config(path: Path) -> Config:
         raise StartError(f"{path}: {err}") from err
     except ValidationError as err:
         raise StartError(f"{path}: {_first_fault(err)}") from err
+    vgs = [section.vg for section in config.classes.values()]
+    if len(set(vgs)) < len(vgs):
+        raise StartError(f"{path}: classes: each class needs a volume group of its own")
     if config.first_class not in config.classes:
         raise StartError(f"{path}: default_class: there is no [classes.{config.default_class}]")
     return config

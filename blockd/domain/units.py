@@ -30,11 +30,7 @@ _SIZE_UNITS = {
     "TB": 1000**4,
 }
 _BINARY_UNITS = (("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024))
-_EXACT_UNITS = (
-    *_BINARY_UNITS[:3],
-    *(("TB", 1000**4), ("GB", 1000**3), ("MB", 1000**2)),
-    _BINARY_UNITS[3],
-)
+_DECIMAL_UNITS = (("TB", 1000**4), ("GB", 1000**3), ("MB", 1000**2), ("KB", 1000))
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
@@ -58,17 +54,17 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """A size for people: `20 GiB`, `1.5 GiB`, `10 GB`, `1048577 B`; at most two decimals.
+    """A size for people: `20 GiB`, `1.5 GiB`, `10 GB`, `500 B`; at most two decimals.
 
-    Exact multiples keep the unit they were likely asked in (powers of 1024 first, then of 1000).
+    A size that two decimals tell exactly keeps the unit it was likely asked in: powers of 1024
+    first, then of 1000. Others are rounded: `1.00 MiB` for 1048577.
     """
-    for name, unit in _EXACT_UNITS:
-        if size_bytes >= unit and size_bytes % unit == 0:
-            return f"{size_bytes // unit} {name}"
-    for name, unit in _BINARY_UNITS:
-        if size_bytes >= unit:
-            return f"{size_bytes / unit:.2f} {name}"
-    return f"{size_bytes} B"
+    for units in (_BINARY_UNITS, _DECIMAL_UNITS):
+        name, unit = next((pair for pair in units if size_bytes >= pair[1]), ("B", 1))
+        if size_bytes * 100 % unit == 0:
+            return f"{size_bytes / unit:.2f}".rstrip("0").rstrip(".") + f" {name}"
+    name, unit = next((pair for pair in _BINARY_UNITS if size_bytes >= pair[1]), ("B", 1))
+    return f"{size_bytes / unit:.2f} {name}"
 
 
 def parse_duration_s(text: str) -> float:

@@ -33,6 +33,13 @@ class StorageClass:
             NoRoom: data or metadata stand above the high-water mark, or the pool takes no writes.
         """
         pool = await self.driver.pool()
+        if pool.mode != "rw":
+            raise NoRoom(
+                resource,
+                pool.size_bytes,
+                pool.used_bytes,
+                f"pool {pool.name} is {pool.mode}: repair or extend it",
+            )
         for what, used, size in (
             ("data", pool.used_bytes, pool.size_bytes),
             ("metadata", pool.metadata_used_bytes, pool.metadata_size_bytes),
@@ -47,13 +54,6 @@ class StorageClass:
                     f"nothing new above {self.high_water_percent:g} %: "
                     "delete volumes or snapshots, or extend the pool",
                 )
-        if pool.mode != "rw":
-            raise NoRoom(
-                resource,
-                pool.size_bytes,
-                pool.used_bytes,
-                f"pool {pool.name} is {pool.mode}: repair or extend it",
-            )
         return pool
 
     def check_overcommit(self, tx: Transaction, pool: PoolUse, more_bytes: int) -> None:

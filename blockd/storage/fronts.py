@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -57,7 +57,7 @@ class Fronts:
         self._mapper, self._watchdog, self._effects = mapper, watchdog, effects
         self._uuid_prefix = f"BLOCKD-{owner}-"
         self._max_suspend_s = max_suspend_s
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Suspending waits for I/O in flight; resuming must never wait for a free thread.
         self._threads = ThreadPoolExecutor(8, "dm")
 
@@ -105,7 +105,7 @@ class Fronts:
         Raises:
             StorageError: it lies over another device, or the kernel refused.
         """
-        async with self._locks[volume_id]:
+        async with self._lock(volume_id):
             uuid = self._uuid(volume_id)
             info = self._mapper.info(uuid)
             if info is None or not info.has_table:
@@ -129,7 +129,7 @@ class Fronts:
         Raises:
             InUse: somebody holds it open; nothing changed.
         """
-        async with self._locks[volume_id]:
+        async with self._lock(volume_id):
             uuid = self._uuid(volume_id)
             info = self._mapper.info(uuid)
             if info is None or not info.has_table:
@@ -154,12 +154,11 @@ class Fronts:
         Raises:
             InUse: somebody holds it open.
         """
-        async with self._locks[volume_id]:
+        async with self._lock(volume_id):
             try:
                 await self._in_thread(lambda: self._remove(volume_id))
             except DeviceOpen as err:
                 raise InUse(volume_id, "delete") from err
-        self._locks.pop(volume_id, None)
 
     @asynccontextmanager
     async def still(self, volume_id: str) -> AsyncIterator[bool]:
@@ -172,7 +171,7 @@ class Fronts:
             StorageOverdue: it was suspended for longer than allowed, so what was done within may
                 have seen writes.
         """
-        async with self._locks[volume_id]:
+        async with self._lock(volume_id):
             uuid = self._uuid(volume_id)
             if self._mapper.info(uuid) is None:
                 yield False
@@ -187,21 +186,31 @@ class Fronts:
             self._watchdog.tell(f"arm {self._max_suspend_s} {uuid}")
         except OSError as err:
             raise StorageError(f"the front watchdog is gone, nothing is suspended: {err}") from err
+        suspending = asyncio.ensure_future(
+            self._in_thread(lambda: self._mapper.suspend(uuid, freeze=freeze))
+        )
         try:
-            await self._in_thread(lambda: self._mapper.suspend(uuid, freeze=freeze))
-            try:
-                yield
-            finally:
-                # Not to be cancelled: whoever leaves, leaves the front resumed.
-                await asyncio.shield(self._in_thread(lambda: self._mapper.resume(uuid)))
+            await asyncio.shield(suspending)
+            yield
         finally:
-            with suppress(OSError):  # it is gone, but the front is resumed
-                self._watchdog.tell(f"disarm {uuid}")
+            # Not to be cancelled: whoever leaves, even while it is being suspended, leaves the
+            # front resumed. The watchdog stays armed until then.
+            await asyncio.shield(self._resume_after(suspending, uuid))
         suspended_s = time.monotonic() - began
         if suspended_s >= self._max_suspend_s:
             raise StorageOverdue(
                 f"the volume was suspended for {suspended_s:.1f} s, longer than max_suspend_s"
             )
+
+    async def _resume_after(self, suspending: asyncio.Future[None], uuid: str) -> None:
+        try:
+            await suspending
+        except StorageError:  # it was not suspended; what was loaded must not come to life later
+            self._mapper.clear(uuid)
+        else:
+            await self._in_thread(lambda: self._mapper.resume(uuid))
+        with suppress(OSError):  # the watchdog is gone, but the front is resumed
+            self._watchdog.tell(f"disarm {uuid}")
 
     async def _make(self, volume_id: str, lower: Lower, size_bytes: int) -> None:
         uuid = self._uuid(volume_id)
@@ -240,6 +249,10 @@ class Fronts:
             fresh.unlink(missing_ok=True)
             fresh.symlink_to(target)
             fresh.rename(link)
+
+    def _lock(self, volume_id: str) -> asyncio.Lock:
+        """One per front, for as long as anybody holds or awaits it."""
+        return self._locks.setdefault(volume_id, asyncio.Lock())
 
     def _uuid(self, volume_id: str) -> str:
         return self._uuid_prefix + volume_id

@@ -6,10 +6,13 @@ Source: lvmreport(7): `--reportformat json --units b --nosuffix`.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, TypeVar
 
 from blockd.domain.errors import StorageError
+
+Row = TypeVar("Row")
 
 LV_FIELDS: Final = (
     "lv_name,lv_uuid,vg_uuid,lv_size,lv_tags,lv_attr,segtype,pool_lv,lv_permissions,zero,"
@@ -48,8 +51,10 @@ def parse_lvs(report: bytes) -> list[LogicalVolume]:
     Raises:
         StorageError: it is not what LVM writes.
     """
-    return [
-        LogicalVolume(
+    return _rows(
+        report,
+        "lv",
+        lambda row: LogicalVolume(
             name=row["lv_name"].strip("[]"),
             uuid=row["lv_uuid"],
             vg_uuid=row["vg_uuid"],
@@ -60,25 +65,24 @@ def parse_lvs(report: bytes) -> list[LogicalVolume]:
             writable=row["lv_permissions"].startswith("writeable"),
             zeroes=row["zero"] == "zero",
             chunk_bytes=int(row["chunk_size"] or 0),
-        )
-        for row in _rows(report, "lv")
-    ]
+        ),
+    )
 
 
 def parse_pvs(report: bytes) -> list[PhysicalVolume]:
     """Parse `pvs` with `PV_FIELDS`."""
-    return [PhysicalVolume(row["pv_name"], row["vg_name"]) for row in _rows(report, "pv")]
+    return _rows(report, "pv", lambda row: PhysicalVolume(row["pv_name"], row["vg_name"]))
 
 
 def parse_vg_bytes(report: bytes) -> tuple[int, int]:
     """Parse `vgs` with `vg_free,vg_extent_size`."""
-    (row,) = _rows(report, "vg")
-    return int(row["vg_free"]), int(row["vg_extent_size"])
+    (sizes,) = _rows(report, "vg", lambda row: (int(row["vg_free"]), int(row["vg_extent_size"])))
+    return sizes
 
 
-def _rows(report: bytes, kind: str) -> list[dict[str, Any]]:
+def _rows(report: bytes, kind: str, read: Callable[[dict[str, str]], Row]) -> list[Row]:
     try:
         document = json.loads(report)
-        return [row for part in document["report"] for row in part[kind]]
+        return [read(row) for part in document["report"] for row in part[kind]]
     except (ValueError, KeyError, TypeError) as err:
         raise StorageError(f"LVM's report cannot be read: {report[:200]!r}") from err

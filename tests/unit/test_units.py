@@ -103,11 +103,15 @@ def test_format_size_of_known_sizes(size_bytes: int, text: str) -> None:
     assert format_size(size_bytes) == text
 
 
-@pytest.mark.xfail(reason="format_size does not keep these examples of its docstring", strict=True)
 @pytest.mark.parametrize(
-    ("size_bytes", "text"), [(3 * 1024**3 // 2, "1.5 GiB"), (1048577, "1048577 B")]
+    ("size_bytes", "text"),
+    [
+        (3 * 1024**3 // 2, "1.5 GiB"),
+        (1048577, "1.00 MiB"),
+        (33 * 1024**2 + 768 * 1024, "33.75 MiB"),
+    ],
 )
-def test_format_size_keeps_the_examples_of_its_docstring(size_bytes: int, text: str) -> None:
+def test_format_size_has_two_decimals_at_most(size_bytes: int, text: str) -> None:
     assert format_size(size_bytes) == text
 
 

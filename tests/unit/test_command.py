@@ -1,0 +1,82 @@
+"""Starting processes: output, deadlines that do not kill, and children that outlive us."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from blockd.domain.errors import StartError
+from blockd.host.command import Child, Companion, find_tool, wait_for_survivors
+
+
+async def test_output_and_status_of_a_process() -> None:
+    child = Child(["/bin/sh", "-c", "echo out; echo err >&2; exit 7"], {})
+    output = await child.wait(10)
+    assert (output.returncode, output.stdout, output.stderr) == (7, b"out\n", b"err\n")
+    assert child.has_ended
+
+
+async def test_large_output_needs_no_reader() -> None:
+    child = Child(["/bin/sh", "-c", "head -c 5000000 /dev/zero"], {})
+    assert len((await child.wait(30)).stdout) == 5_000_000
+
+
+async def test_environment_is_just_what_was_given() -> None:
+    os.environ["SECRET_OF_THE_DAEMON"] = "x"
+    output = await Child(["/usr/bin/env"], {"GIVEN": "1"}).wait(10)
+    names = {line.split(b"=")[0] for line in output.stdout.splitlines()}
+    assert names == {b"LC_ALL", b"PATH", b"GIVEN"}
+
+
+async def test_deadline_leaves_the_process_alone_and_it_can_be_awaited_again() -> None:
+    child = Child(["/bin/sh", "-c", "read -r _ </dev/null; sleep 0.5; echo done"], {})
+    with pytest.raises(TimeoutError):
+        await child.wait(0.05)
+    assert not child.has_ended
+    assert (await child.wait(10)).stdout == b"done\n"
+
+
+async def test_cancelled_waiter_leaves_the_process_alone() -> None:
+    child = Child(["/bin/sh", "-c", "sleep 0.5; echo done"], {})
+    waiter = asyncio.create_task(child.wait(10))
+    await asyncio.sleep(0)
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    assert (await child.wait(10)).stdout == b"done\n"
+
+
+async def test_program_that_is_not_there_is_an_oserror() -> None:
+    with pytest.raises(OSError, match="No such file"):
+        Child(["/no/such/program"], {})
+
+
+async def test_survivors_are_awaited_by_their_marker() -> None:
+    child = Child(["/bin/sleep", "0.5"], {"BLOCKD_TEST_MARKER": "mine"})
+    Child(["/bin/true"], {"BLOCKD_TEST_MARKER": "other"})
+    await wait_for_survivors("BLOCKD_TEST_MARKER=mine", 10)
+    assert (await child.wait(1)).returncode == 0
+
+
+async def test_survivor_that_does_not_end_is_named() -> None:
+    child = Child(["/bin/sleep", "2"], {"BLOCKD_TEST_MARKER": "slow"})
+    with pytest.RaisesGroup(StartError):
+        await wait_for_survivors("BLOCKD_TEST_MARKER=slow", 0.1)
+    await child.wait(10)
+
+
+def test_companion_reads_lines_and_ends_with_its_stdin() -> None:
+    with Companion(["/bin/sh", "-c", "while read -r line; do :; done"]) as running:
+        running.tell("hello")
+        pid = running.pid
+        assert pid is not None
+        os.kill(pid, 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_missing_tool_is_named_with_its_package() -> None:
+    with pytest.raises(StartError, match=r"^nonesuch is not installed: apt-get install that$"):
+        find_tool("nonesuch", "that")
