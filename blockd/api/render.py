@@ -1,6 +1,6 @@
 """From domain values to JSON text.
 
-Written by hand: a page of 100 snapshots takes 0.07 ms this way, 0.24 ms through dicts and
+Written by hand: a page of 100 snapshots takes 0.09 ms this way, 0.24 ms through dicts and
 pydantic's encoder, and a list should cost little more than its rows. Only texts that people choose
 need escaping; ids, instants, statuses and classes are our own ASCII words.
 """

@@ -183,8 +183,6 @@ def parse_body(model: type[_Body], raw: bytes) -> _Body:
         values = from_json(raw, allow_inf_nan=False)
     except ValueError as err:
         raise _not_json(f"body must be a JSON object: {err}") from err
-    if not isinstance(values, dict):
-        raise _not_json("body must be a JSON object")
     return validated(model, values)
 
 

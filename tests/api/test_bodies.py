@@ -19,6 +19,10 @@ TEXT = "value must be valid Unicode text without control characters"
 IOPS = "value must be one of 5000, 15000"
 EMPTY = {"from_empty": {"size": MIB}}
 
+NO_TEXTS: list[Any] = [1, True, [], {}, 1.5]
+NO_IOPS: list[Any] = [0, -1, 1, 5001, "5001", 10**30]
+NO_FLAGS: list[Any] = ["true", "", 0, 1, [], {}]
+
 BAD_INTEGERS: list[Any] = [
     1.5,
     "1.5",
@@ -58,7 +62,7 @@ BAD_NAMES: list[tuple[Any, str, str]] = [
     ("\x1b[2J", "format", TEXT),
     ("\x7f", "format", TEXT),
     ("\x9b", "format", TEXT),
-    *[(value, "format", "value must be a string") for value in (1, True, [], {}, 1.5)],
+    *[(value, "format", "value must be a string") for value in NO_TEXTS],
 ]
 BAD_TAGS: list[tuple[Any, str, str]] = [
     ("a", "format", "value must be a list of strings"),
@@ -72,26 +76,15 @@ BAD_TAGS: list[tuple[Any, str, str]] = [
     (["a\x00"], "format", TEXT),
     (["a"] * 101, "constraint", "value must contain no more than 100 tags"),
 ]
-BAD_UUIDS: list[tuple[Any, str, str]] = [
-    (value, "format", UUID)
-    for value in (
-        "",
-        "x",
-        1,
-        True,
-        [],
-        {},
-        NOBODY + " ",
-        NOBODY[:-1] + "g",
-        NOBODY.replace("-", ""),
-    )
-]
+NO_UUIDS: list[Any] = ["", "x", NOBODY + " ", NOBODY[:-1] + "g", NOBODY.replace("-", "")]
+NO_UUIDS += [1, True, [], {}]
+BAD_UUIDS: list[tuple[Any, str, str]] = [(value, "format", UUID) for value in NO_UUIDS]
 BAD_FLAGS: list[tuple[Any, str, str]] = [
-    (value, "format", "value must be true or false") for value in ("true", "", 0, 1, [], {})
+    (value, "format", "value must be true or false") for value in NO_FLAGS
 ]
 BAD_IOPS: list[tuple[Any, str, str]] = [
     *[(value, "format", INTEGER) for value in BAD_INTEGERS],
-    *[(value, "constraint", IOPS) for value in (0, -1, 1, 5001, "5001", 10**30)],
+    *[(value, "constraint", IOPS) for value in NO_IOPS],
 ]
 
 

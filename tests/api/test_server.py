@@ -180,6 +180,7 @@ async def test_running_request_is_answered_though_we_stop(tmp_path: Path) -> Non
                 await asyncio.sleep(0)
             with pytest.raises(OSError):  # noqa: PT011 - nobody new is let in
                 await asyncio.open_unix_connection(path)
+            await asyncio.sleep(0.1)  # far less than its deadline, and more than none
             assert not serving.done()
             gate.set()
             answer = await asking
