@@ -7,10 +7,10 @@ need escaping; ids, instants, statuses and classes are our own ASCII words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring as _quote
-from typing import Final, TypeVar
+from typing import Final
 
 from aiohttp import web
 from pydantic_core import to_json
@@ -18,8 +18,6 @@ from pydantic_core import to_json
 from blockd.domain.pool import PoolUse
 from blockd.domain.snapshot import ParentVolume, Snapshot
 from blockd.domain.volume import TYPE_OF_IOPS, Volume
-
-_T = TypeVar("_T")
 
 JSON_TYPE: Final = "application/json"
 
@@ -62,6 +60,14 @@ class Render:
             f"{_PUBLIC[s.public] if self.v1 else ''}}}"
         )
 
+    def volumes(self, volumes: Sequence[Volume], total: int) -> str:
+        """A page of volumes."""
+        return _listing("volumes", map(self.volume, volumes), total)
+
+    def snapshots(self, snapshots: Sequence[Snapshot], total: int) -> str:
+        """A page of snapshots."""
+        return _listing("snapshots", map(self.snapshot, snapshots), total)
+
     def host_volume(self, volume: Volume) -> str:
         """A Volume of `/host/v1`: why it failed, and since when it is in the trash."""
         return f"{self.volume(volume)[:-1]},{_aside(volume)}}}"
@@ -97,9 +103,9 @@ def _aside(resource: Volume | Snapshot) -> str:
     return f'"error":{error},"deleted_at":{_optional(resource.deleted_at)}'
 
 
-def listing(key: str, items: Iterable[_T], total: int, render: Callable[[_T], str]) -> str:
+def _listing(key: str, items: Iterable[str], total: int) -> str:
     """`{"<key>": [...], "total_count": total}`; never null, never a header (wire.md, lists)."""
-    return f'{{"{key}":[{",".join(map(render, items))}],"total_count":{total}}}'
+    return f'{{"{key}":[{",".join(items)}],"total_count":{total}}}'
 
 
 def pool(use: PoolUse) -> dict[str, object]:

@@ -7,7 +7,7 @@ from aiohttp import web
 from blockd.api import answers
 from blockd.api.idempotency import answer_once
 from blockd.api.query import SnapshotListing, parse_query, resource_id
-from blockd.api.render import Render, listing, no_content, text_answer
+from blockd.api.render import Render, no_content, text_answer
 from blockd.api.routes import Route
 from blockd.api.wire import ChangeSnapshot, CreateSnapshot, parse_body, read_body
 from blockd.service import Service
@@ -36,8 +36,8 @@ class SnapshotHandlers:
     async def list(self, request: web.Request) -> web.Response:
         """GET /snapshots."""
         asked = parse_query(SnapshotListing, request)
-        snapshots, total = await self._service.snapshots.page(asked.condition(), asked.cut())
-        return text_answer(listing("snapshots", snapshots, total, self._render.snapshot))
+        condition, page, render = asked.condition(), asked.cut(), self._render.snapshots
+        return text_answer(await self._service.snapshots.page(condition, page, render))
 
     async def create(self, request: web.Request) -> web.Response:
         """POST /snapshots: 200 (not 201) with the snapshot, `creating`."""

@@ -7,7 +7,7 @@ from aiohttp import web
 from blockd.api import answers
 from blockd.api.idempotency import answer_once
 from blockd.api.query import Paging, VolumeListing, parse_query, resource_id
-from blockd.api.render import Render, json_answer, listing, no_content, text_answer
+from blockd.api.render import Render, json_answer, no_content, text_answer
 from blockd.api.routes import Route
 from blockd.api.wire import ChangeVolume, CreateVolume, parse_body, read_body
 from blockd.service import Service
@@ -44,8 +44,8 @@ class VolumeHandlers:
     async def list(self, request: web.Request) -> web.Response:
         """GET /volumes."""
         asked = parse_query(VolumeListing, request)
-        volumes, total = await self._service.volumes.page(asked.condition(), asked.cut())
-        return text_answer(listing("volumes", volumes, total, self._render.volume))
+        condition, page, render = asked.condition(), asked.cut(), self._render.volumes
+        return text_answer(await self._service.volumes.page(condition, page, render))
 
     async def create(self, request: web.Request) -> web.Response:
         """POST /volumes: 200 (not 201) with the volume, `creating`."""

@@ -35,6 +35,8 @@ class Catalog:
         self._write_thread = ThreadPoolExecutor(1, "catalog-write")
         self._read_thread = ThreadPoolExecutor(1, "catalog-read")
         self._counts = Counts()
+        #: Grows with every commit, before whoever asked for it knows of it.
+        self.generation = 0
 
     async def write(self, label: str, change: Callable[[Transaction], T]) -> T:
         """Run `change` in a transaction and commit it durably; nothing is kept if it raises.
@@ -69,6 +71,7 @@ class Catalog:
                     self._writer.execute("ROLLBACK")
                 raise
             self._counts.forget()
+            self.generation += 1
         return result
 
     def _look(self, query: Callable[[Transaction], T]) -> T:

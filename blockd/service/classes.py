@@ -87,6 +87,10 @@ class StorageClasses:
     def __getitem__(self, name: str) -> StorageClass:
         return self._classes[name]
 
+    def is_open(self, class_name: str, volume_id: str) -> bool:
+        """Whether anybody holds a volume's front open: one ioctl."""
+        return self._classes[class_name].driver.is_open(volume_id)
+
     def asked(self, name: str | None) -> StorageClass:
         """The class a request names, or the default.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from blockd.catalog import Catalog, Transaction
@@ -24,6 +25,7 @@ from blockd.service.answers import Remember, remember_answer
 from blockd.service.classes import StorageClasses
 from blockd.service.host import Tenancy
 from blockd.service.operations import Operations
+from blockd.service.pages import Pages
 from blockd.service.trash import Trash
 
 
@@ -40,6 +42,7 @@ class Snapshots:
     ) -> None:
         self._catalog, self._classes = catalog, classes
         self._operations, self._trash, self._tenancy = operations, trash, tenancy
+        self._pages: Pages[Snapshot] = Pages(catalog, classes.is_open)
 
     async def create(
         self, new: NewSnapshot, remember: Remember[Snapshot] | None = None
@@ -99,13 +102,23 @@ class Snapshots:
             raise NotFound("snapshot", snapshot_id)
         return self._seen(snapshot)
 
-    async def page(self, wanted: SnapshotFilter, page: Page) -> tuple[list[Snapshot], int]:
-        """One page of the snapshots that match, and how many match in all."""
+    async def page(
+        self, wanted: SnapshotFilter, page: Page, render: Callable[[Sequence[Snapshot], int], str]
+    ) -> str:
+        """One page of the snapshots that match, as `render` writes it and how many match in all.
+
+        `render` must write the same for the same snapshots: its text is used again (`pages.py`).
+        """
         if wanted.organization_id not in (None, self._tenancy.organization_id):
-            return [], 0
-        found, total = await self._catalog.read(lambda tx: tx.page_of_snapshots(wanted, page))
-        parents: dict[str, ParentVolume] = {}
-        return [self._seen(snapshot, parents) for snapshot in found], total
+            return render([], 0)
+        return await self._pages.text(
+            (wanted, page, render),
+            lambda tx: tx.page_of_snapshots(wanted, page),
+            lambda snapshots: {front for row in snapshots if (front := _parent_front(row))},
+            lambda snapshots, total, open_fronts: render(
+                [_shown(row, _parent_front(row) in open_fronts) for row in snapshots], total
+            ),
+        )
 
     async def change(self, snapshot_id: str, change: SnapshotChange) -> Snapshot:
         """Rename, tag, publish or unpublish; takes effect at once, in any status."""
@@ -168,18 +181,24 @@ class Snapshots:
 
         return await self._catalog.write("snapshot undeleted", restore)
 
-    def _seen(self, snapshot: Snapshot, parents: dict[str, ParentVolume] | None = None) -> Snapshot:
-        """With its parent's live status; `parents` spares asking twice within one list."""
-        parent = snapshot.parent
-        if parent is None or parent.status is not AVAILABLE:
-            return snapshot
-        known = None if parents is None else parents.get(parent.id)
-        if known is None:
-            is_open = self._classes[snapshot.storage_class].driver.is_open(parent.id)
-            known = replace(parent, status=seen_status(parent.status, is_open=is_open))
-            if parents is not None:
-                parents[parent.id] = known
-        return snapshot if known.status is parent.status else replace(snapshot, parent=known)
+    def _seen(self, snapshot: Snapshot) -> Snapshot:
+        front = _parent_front(snapshot)
+        return _shown(snapshot, front is not None and self._classes.is_open(*front))
+
+
+def _parent_front(snapshot: Snapshot) -> tuple[str, str] | None:
+    """The front whose being open shows in the snapshot: its parent's."""
+    parent = snapshot.parent
+    if parent is None or parent.status is not AVAILABLE:
+        return None
+    return snapshot.storage_class, parent.id
+
+
+def _shown(snapshot: Snapshot, parent_is_open: bool) -> Snapshot:
+    if not parent_is_open or snapshot.parent is None:
+        return snapshot
+    status = seen_status(snapshot.parent.status, is_open=True)
+    return replace(snapshot, parent=replace(snapshot.parent, status=status))
 
 
 def _living(tx: Transaction, snapshot_id: str) -> Snapshot:

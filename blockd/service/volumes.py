@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from blockd.catalog import Catalog, Transaction
@@ -21,6 +22,7 @@ from blockd.service.answers import Remember, remember_answer
 from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.host import Tenancy
 from blockd.service.operations import Operations
+from blockd.service.pages import Pages
 from blockd.service.snapshots import readable_snapshot
 from blockd.service.steps import PREPARE, front_of
 from blockd.service.trash import Trash
@@ -39,6 +41,7 @@ class Volumes:
     ) -> None:
         self._catalog, self._classes = catalog, classes
         self._operations, self._trash, self._tenancy = operations, trash, tenancy
+        self._pages: Pages[Volume] = Pages(catalog, classes.is_open)
 
     async def create(self, new: NewVolume, remember: Remember[Volume] | None = None) -> Volume:
         """Begin to make a volume, empty or from a snapshot; the answer is `creating`.
@@ -94,12 +97,23 @@ class Volumes:
             raise NotFound("volume", volume_id)
         return self._seen(volume)
 
-    async def page(self, wanted: VolumeFilter, page: Page) -> tuple[list[Volume], int]:
-        """One page of the volumes that match, and how many match in all."""
+    async def page(
+        self, wanted: VolumeFilter, page: Page, render: Callable[[Sequence[Volume], int], str]
+    ) -> str:
+        """One page of the volumes that match, as `render` writes it and how many match in all.
+
+        `render` must write the same for the same volumes: its text is used again (`pages.py`).
+        """
         if wanted.organization_id not in (None, self._tenancy.organization_id):
-            return [], 0
-        volumes, total = await self._catalog.read(lambda tx: tx.page_of_volumes(wanted, page))
-        return [self._seen(volume) for volume in volumes], total
+            return render([], 0)
+        return await self._pages.text(
+            (wanted, page, render),
+            lambda tx: tx.page_of_volumes(wanted, page),
+            lambda volumes: {_front(row) for row in volumes if row.status is AVAILABLE},
+            lambda volumes, total, open_fronts: render(
+                [_shown(row, _front(row) in open_fronts) for row in volumes], total
+            ),
+        )
 
     async def change(self, volume_id: str, change: VolumeChange) -> Volume:
         """Rename, tag, grow, or set the performance of a volume.
@@ -304,10 +318,15 @@ class Volumes:
         return self._classes[source.storage_class]
 
     def _seen(self, volume: Volume) -> Volume:
-        if volume.status is not AVAILABLE:
-            return volume
-        is_open = self._classes[volume.storage_class].driver.is_open(volume.id)
-        return replace(volume, status=seen_status(AVAILABLE, is_open=is_open))
+        return _shown(volume, volume.status is AVAILABLE and self._classes.is_open(*_front(volume)))
+
+
+def _front(volume: Volume) -> tuple[str, str]:
+    return volume.storage_class, volume.id
+
+
+def _shown(volume: Volume, is_open: bool) -> Volume:
+    return replace(volume, status=seen_status(volume.status, is_open=True)) if is_open else volume
 
 
 def _living(tx: Transaction, volume_id: str) -> Volume:

@@ -51,9 +51,11 @@ async def idle(run: Running) -> bool:
 async def expect_no_leftovers(run: Running) -> None:
     """Disks are those of whole rows; the journal is empty; nothing is in a passing state."""
     everything = Page(size=100)
-    volumes, _ = await run.service.volumes.page(VolumeFilter(include_deleted=True), everything)
-    snapshots, _ = await run.service.snapshots.page(
-        SnapshotFilter(include_deleted=True), everything
+    volumes, _ = await run.catalog.read(
+        lambda tx: tx.page_of_volumes(VolumeFilter(include_deleted=True), everything)
+    )
+    snapshots, _ = await run.catalog.read(
+        lambda tx: tx.page_of_snapshots(SnapshotFilter(include_deleted=True), everything)
     )
     rows: list[Volume | Snapshot] = [*volumes, *snapshots]
     assert {row.disk for row in rows if row.error is None or row.status is Status.AVAILABLE} == set(
@@ -159,7 +161,7 @@ async def test_revert_refused_before_the_swap_leaves_the_volume_as_it_was(
     after = await settled_volume(run, reverting)
     assert (after.status, after.error, after.disk) == (Status.AVAILABLE, REASON, volume.disk)
     stamps.expect((await run.service.volumes.device(volume.id)).path, 2)
-    found, _ = await run.service.snapshots.page(SnapshotFilter(), Page())
+    found, _ = await run.catalog.read(lambda tx: tx.page_of_snapshots(SnapshotFilter(), Page()))
     assert [item.id for item in found] == [snapshot.id]
 
 
@@ -175,7 +177,7 @@ async def test_revert_that_fails_after_the_swap_is_finished_and_loses_nothing(
     )
     assert (after.status, after.error) == (Status.AVAILABLE, None)
     stamps.expect((await run.service.volumes.device(volume.id)).path, 1)
-    found, _ = await run.service.snapshots.page(SnapshotFilter(), Page())
+    found, _ = await run.catalog.read(lambda tx: tx.page_of_snapshots(SnapshotFilter(), Page()))
     kept = [item for item in found if item.id != snapshot.id]
     assert len(kept) == int(keep)
     for item in kept:
@@ -301,8 +303,8 @@ async def test_pool_promised_too_often_refuses_and_makes_nothing(tmp_path: Path)
         before = await run.driver.disks()
         with pytest.raises(NoRoom, match="would exceed 10 times"):
             await run.service.volumes.create(empty(10 * 1024 * MIB))
+        change = VolumeChange(size_bytes=10 * 1024 * MIB + SIZE)
         with pytest.raises(NoRoom, match="would exceed 10 times"):
-            change = VolumeChange(size_bytes=10 * 1024 * MIB + SIZE)
             await run.service.volumes.change(volume.id, change)
         await expect_no_leftovers(run)
         assert await run.driver.disks() == before

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from blockd.api import answers
-from blockd.api.render import Render, listing
+from blockd.api.render import Render
 from blockd.domain.snapshot import ParentVolume, Snapshot
 from blockd.domain.states import Status
 from blockd.domain.volume import Volume
@@ -128,7 +127,15 @@ def test_snapshot_says_what_the_value_holds(snapshot: Snapshot) -> None:
     answers.SnapshotV1Alpha1.model_validate(older)
 
 
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_list_holds_items_and_the_total_of_all_pages(count: int) -> None:
-    text = listing("things", range(count), 7, lambda number: f'{{"n":{number}}}')
-    assert json.loads(text) == {"things": [{"n": n} for n in range(count)], "total_count": 7}
+@given(st.lists(VOLUMES, max_size=3), st.lists(SNAPSHOTS, max_size=3))
+def test_list_holds_items_and_the_total_of_all_pages(
+    volumes: list[Volume], snapshots: list[Snapshot]
+) -> None:
+    render = Render("xx-lab-1")
+    one_by_one = [json.loads(render.volume(volume)) for volume in volumes]
+    assert json.loads(render.volumes(volumes, 7)) == {"volumes": one_by_one, "total_count": 7}
+    one_by_one = [json.loads(render.snapshot(snapshot)) for snapshot in snapshots]
+    assert json.loads(render.snapshots(snapshots, 7)) == {
+        "snapshots": one_by_one,
+        "total_count": 7,
+    }
