@@ -54,6 +54,15 @@ class ApiSection(_Section):
     group: str = "blockd"
 
 
+class TcpSection(_Section):
+    """Where the API listens for SDKs and Terraform; without the section it does not."""
+
+    listen: str = Field(pattern=r"^.+:[0-9]{1,5}$")
+    certificate: Path
+    key: Path
+    tokens: Path
+
+
 class CatalogSection(_Section):
     """Where blockd remembers."""
 
@@ -106,6 +115,7 @@ class Config(_Section):
 
     host: HostSection
     api: ApiSection = ApiSection()
+    tcp: TcpSection | None = None
     catalog: CatalogSection = CatalogSection()
     lvm: LvmSection = LvmSection()
     classes: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,15}$")], ThinClassSection] = (

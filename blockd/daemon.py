@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import grp
-import os
-import pwd
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -16,13 +13,14 @@ from pathlib import Path
 import structlog
 
 from blockd.api.app import make_app
-from blockd.api.peer import Peer
-from blockd.api.server import serve_unix
+from blockd.api.server import serve_tcp, serve_unix, tls_context
+from blockd.api.tokens import read_tokens
 from blockd.catalog import Catalog, Transaction, open_catalog
 from blockd.config import Config
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StartError
 from blockd.host.command import companion
+from blockd.host.group import Group
 from blockd.host.notify import inherited_socket, notify
 from blockd.host.vg_lock import vg_lock
 from blockd.metrics import CountedEffects, Metrics
@@ -213,14 +211,24 @@ async def make_pools(config: Config, class_name: str | None, devices: list[str])
 async def _serve(
     config: Config, service: Service, metrics: Callable[[], Awaitable[bytes]]
 ) -> AsyncIterator[None]:
-    group_id = _group_id(config.api.group)
-    app = make_app(service, metrics, lambda peer: _is_admitted(peer, group_id))
+    group = Group(config.api.group)
+    app = make_app(service, metrics, lambda peer: group.admits(peer.uid, peer.gid))
     given = inherited_socket()
     path = config.api.socket
     if given is None:
         path.parent.mkdir(parents=True, exist_ok=True)
     where: Path | int = path if given is None else given.detach()
-    async with serve_unix(app, where, gid=group_id):
+    stop_s = config.daemon.stop_timeout
+    async with AsyncExitStack() as stack:
+        if config.tcp is not None:
+            host, _, port = config.tcp.listen.rpartition(":")
+            tls = tls_context(config.tcp.certificate, config.tcp.key)
+            by_token = make_app(service, metrics, lambda _: False, read_tokens(config.tcp.tokens))
+            listening = serve_tcp(by_token, host, int(port), tls, close_within_s=stop_s)
+            await stack.enter_async_context(listening)
+        await stack.enter_async_context(
+            serve_unix(app, where, gid=group.gid, close_within_s=stop_s)
+        )
         yield
 
 
@@ -241,29 +249,3 @@ def _udev_runs(config: Config) -> bool:
     if config.lvm.udev == "auto":
         return Path("/run/udev/control").exists()
     return config.lvm.udev == "yes"
-
-
-def _group_id(name: str) -> int | None:
-    """The group whose members may use the socket; without one, root alone."""
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        return None
-
-
-def _is_admitted(peer: Peer, group_id: int | None) -> bool:
-    """Root, the daemon's own user, and members of the group, as user database and kernel say.
-
-    Groups come from the database by uid, never from /proc by pid, which can be another's by then.
-    """
-    if peer.uid in (0, os.geteuid()):
-        return True
-    if group_id is None:
-        return False
-    if peer.gid == group_id:
-        return True
-    try:
-        user = pwd.getpwuid(peer.uid)
-    except KeyError:
-        return False
-    return group_id in os.getgrouplist(user.pw_name, user.pw_gid)

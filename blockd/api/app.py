@@ -19,6 +19,7 @@ from blockd.api.peer import Peer
 from blockd.api.render import JSON_TYPE, Render, json_answer
 from blockd.api.routes import Route
 from blockd.api.snapshots import SnapshotHandlers
+from blockd.api.tokens import Tokens
 from blockd.api.volumes import VolumeHandlers
 from blockd.domain.errors import NotFound
 from blockd.service import Service
@@ -30,16 +31,20 @@ METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def make_app(
-    service: Service, metrics: Callable[[], Awaitable[bytes]], admit: Callable[[Peer], bool]
+    service: Service,
+    metrics: Callable[[], Awaitable[bytes]],
+    admit: Callable[[Peer], bool],
+    tokens: Tokens | None = None,
 ) -> web.Application:
     """The HTTP application over `service`.
 
     Args:
         metrics: makes the page of `/metrics`, in Prometheus' text format.
-        admit: whether a peer may use the API; everyone else gets 403.
+        admit: whether a peer of the Unix socket may use the API; everyone else gets 403.
+        tokens: what admits a request over TCP; without one it gets 401.
     """
     zone = service.host.zone
-    app = web.Application(middlewares=[make_guard(admit)], client_max_size=MAX_BODY_BYTES)
+    app = web.Application(middlewares=[make_guard(admit, tokens)], client_max_size=MAX_BODY_BYTES)
     described: dict[str, list[Route]] = {}
     for version in VERSIONS:
         render = Render(zone, v1=version == "v1")

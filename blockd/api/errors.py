@@ -40,6 +40,10 @@ def _resource(error: Any) -> dict[str, object]:
     return {"resource": error.resource, "resource_id": error.resource_id}
 
 
+def _authentication(error: e.AuthenticationDenied) -> dict[str, object]:
+    return {"method": "api_key", "reason": error.reason}
+
+
 def _permission(error: e.PermissionDenied) -> dict[str, object]:
     return {"details": [{"resource": error.resource, "action": error.action}]}
 
@@ -74,6 +78,9 @@ _PRECONDITION = "precondition_failed", "precondition is not respected"
 #: The reason of a 500 is for the log; clients must not learn of devices and paths.
 TABLE: Final[Mapping[type[e.BlockdError], Row]] = {
     e.InvalidArguments: Row(400, *INVALID_ARGUMENTS, _details),
+    e.AuthenticationDenied: Row(
+        401, "denied_authentication", "authentication is denied", _authentication
+    ),
     e.PermissionDenied: Row(403, "permissions_denied", "insufficient permissions", _permission),
     e.NoRoom: Row(403, "quotas_exceeded", "quota(s) exceeded for this resource", _quota),
     e.NotFound: Row(404, *NOT_FOUND, _resource),

@@ -13,6 +13,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from blockd.api.errors import MAX_BODY_BYTES, error_answer, http_answer
 from blockd.api.peer import Peer, peer_of
+from blockd.api.tokens import Tokens
 from blockd.domain.errors import PermissionDenied
 
 log = structlog.get_logger()
@@ -20,11 +21,12 @@ log = structlog.get_logger()
 REQUEST_ID: Final = "X-Request-Id"
 
 
-def make_guard(admit: Callable[[Peer], bool]) -> Middleware:
+def make_guard(admit: Callable[[Peer], bool], tokens: Tokens | None) -> Middleware:
     """The one middleware: a chain of small ones would cost each request as many coroutines.
 
     Args:
-        admit: whether this peer may use the API at all; asked once per request.
+        admit: whether this peer of the Unix socket may use the API; asked once per request.
+        tokens: what proves to be admitted over TCP; None admits nobody there.
     """
 
     @web.middleware
@@ -36,7 +38,7 @@ def make_guard(admit: Callable[[Peer], bool]) -> Middleware:
         failure: Exception | None = None
         answer: web.StreamResponse
         try:
-            _check(request, admit)
+            _check(request, admit, tokens)
             answer = await handler(request)
         except web.HTTPException as error:
             answer = http_answer(error, request.method, request.rel_url.raw_path)
@@ -52,9 +54,11 @@ def make_guard(admit: Callable[[Peer], bool]) -> Middleware:
     return guard
 
 
-def _check(request: web.Request, admit: Callable[[Peer], bool]) -> None:
+def _check(request: web.Request, admit: Callable[[Peer], bool], tokens: Tokens | None) -> None:
     peer = peer_of(request.transport)
-    if peer is None or not admit(peer):
+    if peer is None and tokens is not None:
+        tokens.check(request.headers.get("X-Auth-Token"))
+    elif peer is None or not admit(peer):
         raise PermissionDenied("api", "read" if request.method == "GET" else "write")
     length = request.content_length
     if length is not None and length > MAX_BODY_BYTES:

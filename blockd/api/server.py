@@ -1,10 +1,11 @@
-"""Listening on the Unix socket: own it, answer on it, leave it in order."""
+"""Listening, on the Unix socket and on TCP: own the listener, answer, leave in order."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import socket
+import ssl
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -45,6 +46,66 @@ async def serve_unix(
         StartError: somebody else listens there, or it is no socket, or not permitted.
     """
     listener = _inherited(where) if isinstance(where, int) else _bound(where, mode, gid)
+    try:
+        async with _serving(app, listener, None, close_within_s):
+            log.info("listening", socket=str(where))
+            try:
+                yield
+            finally:
+                # First the file: while we listen, no other daemon takes its place.
+                if isinstance(where, Path):
+                    where.unlink(missing_ok=True)  # noqa: ASYNC240
+    finally:
+        listener.close()
+
+
+@asynccontextmanager
+async def serve_tcp(
+    app: web.Application,
+    host: str,
+    port: int,
+    tls: ssl.SSLContext,
+    *,
+    close_within_s: float = 10.0,
+) -> AsyncIterator[int]:
+    """Answer requests over TLS for as long as the block runs; yields the port (for port 0).
+
+    Raises:
+        StartError: the address cannot be had.
+    """
+    try:
+        listener = socket.create_server((host, port), backlog=128)
+    except OSError as err:
+        raise StartError(f"cannot listen on {host}:{port}: {err.strerror or err}") from err
+    with listener:
+        async with _serving(app, listener, tls, close_within_s):
+            bound: int = listener.getsockname()[1]
+            log.info("listening", host=host, port=bound)
+            yield bound
+
+
+def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """TLS 1.2 and newer with this certificate chain (PEM) and key (PEM).
+
+    Raises:
+        StartError: they cannot be read, or do not belong together.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as err:
+        raise StartError(f"certificate {certificate} and key {key}: {err}") from err
+    return context
+
+
+@asynccontextmanager
+async def _serving(
+    app: web.Application,
+    listener: socket.socket,
+    tls: ssl.SSLContext | None,
+    close_within_s: float,
+) -> AsyncIterator[None]:
+    """Answer what connects to `listener`, which stays the caller's."""
     runner = web.AppRunner(
         app,
         # A client that leaves must not cancel the change that it asked for: half-made, it
@@ -71,16 +132,14 @@ async def serve_unix(
                 max_field_size=_MAX_LINE_BYTES,
             )
 
-        server = await loop.create_unix_server(connection, sock=listener, backlog=128)
-        log.info("listening", socket=str(where))
+        if tls is None:
+            server = await loop.create_unix_server(connection, sock=listener, backlog=128)
+        else:
+            server = await loop.create_server(connection, sock=listener, ssl=tls, backlog=128)
         yield
     finally:
-        # First the file: while we listen, no other daemon takes its place.
-        if isinstance(where, Path):
-            _unlink(where)
         if server is not None:
             server.close()
-        listener.close()
         await runner.cleanup()
 
 
@@ -98,10 +157,6 @@ def _bound(path: Path, mode: int, gid: int | None) -> socket.socket:
         raise StartError(f"cannot make the socket {path}: {err.strerror or err}") from err
     sock.setblocking(False)
     return sock
-
-
-def _unlink(path: Path) -> None:
-    path.unlink(missing_ok=True)
 
 
 def _remove_stale(path: Path) -> None:

@@ -43,6 +43,14 @@ class NotFound(BlockdError):
         self.resource, self.resource_id = resource, resource_id
 
 
+class AuthenticationDenied(BlockdError):
+    """The caller did not prove who he is. `reason` is `invalid_argument` or `not_found`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("send a token of this host in the header X-Auth-Token")
+        self.reason = reason
+
+
 class PermissionDenied(BlockdError):
     """The caller may not do this."""
 

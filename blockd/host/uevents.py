@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from pyroute2.netlink.uevent import MONITOR_GROUP_KERNEL, AsyncUeventSocket
-
 from blockd.domain.errors import StorageError
 
 NODE_DEADLINE_S = 10.0
@@ -23,6 +21,12 @@ async def wait_for_node(node: Path, timeout_s: float = NODE_DEADLINE_S) -> None:
     """
     if node.exists():  # noqa: ASYNC240 - one stat of devtmpfs
         return
+    # Here and not above: it brings all of pyroute2, a third of the daemon's start.
+    from pyroute2.netlink.uevent import (  # noqa: PLC0415
+        MONITOR_GROUP_KERNEL,
+        AsyncUeventSocket,
+    )
+
     async with AsyncUeventSocket() as events:
         await events.bind(MONITOR_GROUP_KERNEL)
         try:

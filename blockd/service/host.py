@@ -90,7 +90,7 @@ class Host:
             __version__,
             self.zone,
             pools,
-            self._operations.under_way,
+            await self._operations.under_way(),
             problems,
         )
 

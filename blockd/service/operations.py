@@ -35,10 +35,9 @@ class Operations:
         self._stopping = asyncio.Event()
         self.problems: dict[int, str] = {}
 
-    @property
-    def under_way(self) -> int:
-        """How many operations wait or run."""
-        return len(self._tasks)
+    async def under_way(self) -> int:
+        """How many operations wait or run, as the journal has it."""
+        return await self._catalog.read(lambda tx: tx.intent_count())
 
     async def recover(self) -> None:
         """Take up what an earlier daemon left unfinished, in the order in which it was begun."""

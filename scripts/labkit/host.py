@@ -166,15 +166,15 @@ def busy_ticks() -> dict[int, int]:
 
 def choose_cpu(wanted: int | None) -> int:
     """One CPU for the guest: a guest that moves between CPUs is three to four times slower."""
-    allowed = os.sched_getaffinity(0)
+    allowed = sorted(os.sched_getaffinity(0))
     if wanted is not None:
         if wanted not in allowed:
-            raise CannotStart(f"CPU {wanted} is not among those allowed: {sorted(allowed)}")
+            raise CannotStart(f"CPU {wanted} is not among those allowed: {allowed}")
         return wanted
     before = busy_ticks()
     time.sleep(0.03)  # three ticks
     after = busy_ticks()
-    turn = os.getpid()  # of several idle ones, not always the same
+    turn = os.getpid() % len(allowed)  # of equally busy ones, not always the same
     return min(
-        allowed, key=lambda cpu: (after.get(cpu, 0) - before.get(cpu, 0), (cpu + turn) % 1024)
+        allowed[turn:] + allowed[:turn], key=lambda cpu: after.get(cpu, 0) - before.get(cpu, 0)
     )

@@ -57,8 +57,8 @@ LVM_CONF: Final = """\
 # No udevd and no dmeventd run in the lab; only its own disks are offered to LVM.
 devices {
     use_devicesfile = 0
-    filter = [ "a|^/dev/ubd[a-p]$|", "a|^/dev/loop[0-9]+$|", "r|.*|" ]
-    global_filter = [ "a|^/dev/ubd[a-p]$|", "a|^/dev/loop[0-9]+$|", "r|.*|" ]
+    filter = [ "a|^/dev/ubd[a-o]$|", "a|^/dev/loop[0-9]+$|", "r|.*|" ]
+    global_filter = [ "a|^/dev/ubd[a-o]$|", "a|^/dev/loop[0-9]+$|", "r|.*|" ]
     obtain_device_list_from_udev = 0
     external_device_info_source = "none"
     scan_lvs = 0
@@ -98,16 +98,17 @@ def blockd_env(config: str) -> dict[str, str]:
     """What COMMAND may know of the daemon, as the configuration has it."""
     values: dict[str, Any] = tomllib.loads(config)
     try:
+        host, classes = values["host"], values["classes"].values()
         return {
-            "BLOCKD_SOCKET": values["api"]["socket"],
+            "BLOCKD_SOCKET": str(values["api"]["socket"]),
             "BLOCKD_CONFIG": f"{RUN}/blockd.toml",
             "BLOCKD_PIDFILE": f"{RUN}/blockd.pid",
-            "BLOCKD_ZONE": values["host"]["zone"],
-            "BLOCKD_PROJECT": values["host"]["default_project_id"],
-            "BLOCKD_VG": next(each["vg"] for each in values["classes"].values() if "vg" in each),
+            "BLOCKD_ZONE": str(host["zone"]),
+            "BLOCKD_PROJECT": str(host["default_project_id"]),
+            "BLOCKD_VG": next((str(each["vg"]) for each in classes if "vg" in each), ""),
         }
-    except (KeyError, StopIteration) as err:
-        raise CannotStart(f"--config-extra leaves blockd without {err or 'a vg'}") from None
+    except KeyError as err:
+        raise CannotStart(f"--config-extra leaves blockd's configuration without {err}") from None
 
 
 def shared_folders(cwd: str, disk_dir: Path | None) -> list[tuple[str, bool]]:
@@ -131,8 +132,11 @@ def shared_folders(cwd: str, disk_dir: Path | None) -> list[tuple[str, bool]]:
 
 
 def terminals() -> list[bool]:
-    """Which of our descriptors 0 to 2 COMMAND has as a terminal: none unless one can type there."""
-    if not os.isatty(0) or os.tcgetpgrp(0) != os.getpgrp():
+    """Which of our descriptors 0 to 2 COMMAND has as a terminal.
+
+    None in the background, and none in `lab | tee`: a raw terminal would garble tee's output.
+    """
+    if not (os.isatty(0) and os.isatty(1)) or os.tcgetpgrp(0) != os.getpgrp():
         return [False] * 3
     return [os.isatty(number) for number in range(3)]
 

@@ -20,6 +20,7 @@ SAMPLES: list[errors.BlockdError] = [
     errors.BlockdError("x"),
     errors.InvalidArguments([errors.BadArgument("size", "constraint", "too small")]),
     errors.NotFound("volume", "id"),
+    errors.AuthenticationDenied("not_found"),
     errors.PermissionDenied("volume", "write"),
     errors.NoRoom("volume", 10, 9, "pool is full"),
     errors.AlreadyExists("volume", "id", "other content"),
@@ -35,6 +36,7 @@ SAMPLES: list[errors.BlockdError] = [
 
 #: What bodies hold besides type and message (wire.md, c).
 FIELDS = {
+    "denied_authentication": {"method", "reason"},
     "invalid_arguments": {"details"},
     "permissions_denied": {"details"},
     "quotas_exceeded": {"details", "help_message"},
@@ -45,6 +47,7 @@ FIELDS = {
     "internal_server_error": set(),
 }
 STATUSES = {
+    "denied_authentication": 401,
     "invalid_arguments": 400,
     "permissions_denied": 403,
     "quotas_exceeded": 403,

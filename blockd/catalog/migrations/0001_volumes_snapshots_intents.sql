@@ -24,10 +24,11 @@ CREATE TABLE volumes (
     error              TEXT
 ) STRICT;
 
-CREATE INDEX volumes_by_project_created ON volumes (project_id, created_at, id);
-CREATE INDEX volumes_by_project_name ON volumes (project_id, name, id);
-CREATE INDEX volumes_by_created ON volumes (created_at, id);
-CREATE INDEX volumes_by_name ON volumes (name, id);
+-- With status, so that counting and skipping rows need no look at the table.
+CREATE INDEX volumes_by_project_created ON volumes (project_id, created_at, id, status);
+CREATE INDEX volumes_by_project_name ON volumes (project_id, name, id, status);
+CREATE INDEX volumes_by_created ON volumes (created_at, id, status);
+CREATE INDEX volumes_by_name ON volumes (name, id, status);
 CREATE INDEX volumes_in_trash ON volumes (deleted_at) WHERE deleted_at IS NOT NULL;
 
 CREATE TABLE snapshots (
@@ -47,11 +48,11 @@ CREATE TABLE snapshots (
     error         TEXT
 ) STRICT;
 
-CREATE INDEX snapshots_by_project_created ON snapshots (project_id, created_at, id);
-CREATE INDEX snapshots_by_project_name ON snapshots (project_id, name, id);
-CREATE INDEX snapshots_by_created ON snapshots (created_at, id);
-CREATE INDEX snapshots_by_name ON snapshots (name, id);
-CREATE INDEX snapshots_by_volume ON snapshots (volume_id, created_at, id);
+CREATE INDEX snapshots_by_project_created ON snapshots (project_id, created_at, id, status);
+CREATE INDEX snapshots_by_project_name ON snapshots (project_id, name, id, status);
+CREATE INDEX snapshots_by_created ON snapshots (created_at, id, status);
+CREATE INDEX snapshots_by_name ON snapshots (name, id, status);
+CREATE INDEX snapshots_by_volume ON snapshots (volume_id, created_at, id, status);
 CREATE INDEX snapshots_in_trash ON snapshots (deleted_at) WHERE deleted_at IS NOT NULL;
 
 CREATE TABLE intents (
