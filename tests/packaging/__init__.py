@@ -1,0 +1,1 @@
+"""What is installed beside the code: units, rules, configuration, scripts."""
