@@ -144,14 +144,14 @@ class Snapshots:
             TransientState: it is being made.
         """
 
-        def bin_it(tx: Transaction) -> None:
+        def throw(tx: Transaction) -> Intent | None:
             row = _living(tx, snapshot_id)
             status = move("snapshot", snapshot_id, row.status, Event.DELETE)
             now = now_timestamp()
-            tx.put_snapshot(replace(row, status=status, deleted_at=now, updated_at=now))
+            row = replace(row, status=status, deleted_at=now, updated_at=now)
+            return self._trash.throw(tx, row)
 
-        await self._catalog.write("snapshot deleted", bin_it)
-        self._trash.notice()
+        self._trash.thrown(await self._catalog.write("snapshot deleted", throw))
 
     async def undelete(
         self, snapshot_id: str, remember: Remember[Snapshot] | None = None

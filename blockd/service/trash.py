@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -13,7 +14,9 @@ from blockd.catalog import Catalog, Transaction
 from blockd.domain.errors import NoRoom
 from blockd.domain.intent import Intent
 from blockd.domain.pool import PoolUse
+from blockd.domain.snapshot import Snapshot
 from blockd.domain.units import format_timestamp, parse_timestamp
+from blockd.domain.volume import Volume
 from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.operations import Operations
 from blockd.service.steps import add_erase
@@ -47,9 +50,27 @@ class Trash:
         self._keep, self._gives_room = timedelta(seconds=keep_s), gives_room
         self._noticed = asyncio.Event()
 
-    def notice(self) -> None:
-        """Something was deleted."""
-        self._noticed.set()
+    def throw(self, tx: Transaction, row: Volume | Snapshot) -> Intent | None:
+        """Within the transaction that deletes it: keep a deleted row, or exchange it at once.
+
+        Returns:
+            The erasure to be begun after the commit, if nothing is kept.
+        """
+        if self._keep:
+            if isinstance(row, Volume):
+                tx.put_volume(row)
+            else:
+                tx.put_snapshot(row)
+            return None
+        volumes = [row] if isinstance(row, Volume) else []
+        return _exchange(tx, row.storage_class, volumes, [] if volumes else [row])
+
+    def thrown(self, erasure: Intent | None) -> None:
+        """After that commit: begin the erasure, or look when the next one is due."""
+        if erasure is None:
+            self._noticed.set()
+        else:
+            self._operations.submit(erasure)
 
     async def pool_with_room(self, storage_class: StorageClass, resource: str) -> PoolUse:
         """The pool's use, once there is room for something of kind `resource`.
@@ -122,22 +143,23 @@ def _is_due(storage_class: str, due: str, tx: Transaction) -> bool:
 
 
 def _take_out(tx: Transaction, storage_class: str, due: str, most: int) -> Intent | None:
-    """Exchange the rows of a batch for the intent that erases their disks.
-
-    From this commit on nothing can bring them back. Rows in error have no disk any more.
-    """
+    """Exchange the rows of a batch for the intent that erases their disks."""
     volume_ids, snapshot_ids = tx.trash(storage_class, due, most)
-    disks = []
-    for volume_id in volume_ids:
-        volume = tx.volume(volume_id)
-        if volume is not None and volume.error is None:
-            disks.append(volume.disk)
-        tx.remove_volume(volume_id)
-    for snapshot_id in snapshot_ids:
-        snapshot = tx.snapshot(snapshot_id)
-        if snapshot is not None and snapshot.error is None:
-            disks.append(snapshot.disk)
-        tx.remove_snapshot(snapshot_id)
+    volumes = [row for id_ in volume_ids if (row := tx.volume(id_)) is not None]
+    snapshots = [row for id_ in snapshot_ids if (row := tx.snapshot(id_)) is not None]
+    return _exchange(tx, storage_class, volumes, snapshots)
+
+
+def _exchange(
+    tx: Transaction, storage_class: str, volumes: Sequence[Volume], snapshots: Sequence[Snapshot]
+) -> Intent | None:
+    """From this commit on nothing can bring them back. Rows in error have no disk any more."""
+    for volume in volumes:
+        tx.remove_volume(volume.id)
+    for snapshot in snapshots:
+        tx.remove_snapshot(snapshot.id)
+    rows: list[Volume | Snapshot] = [*volumes, *snapshots]
+    disks = [row.disk for row in rows if row.error is None]
     if not disks:
         return None
-    return add_erase(tx, storage_class, disks, volume_ids)
+    return add_erase(tx, storage_class, disks, [volume.id for volume in volumes])

@@ -180,22 +180,23 @@ class Volumes:
         driver = self._classes[volume.storage_class].driver
         await driver.disconnect(volume_id)
 
-        def begin(tx: Transaction) -> None:
+        def throw(tx: Transaction) -> Intent | None:
             row = _living(tx, volume_id)
             status = move("volume", volume_id, row.status, Event.DELETE)
             now = now_timestamp()
             # From here on `error` means that there are no bytes to bring back.
             error = row.error if row.status is not AVAILABLE else None
-            tx.put_volume(replace(row, status=status, deleted_at=now, updated_at=now, error=error))
+            row = replace(row, status=status, deleted_at=now, updated_at=now, error=error)
+            return self._trash.throw(tx, row)
 
         try:
-            await self._catalog.write("volume deleted", begin)
+            erasure = await self._catalog.write("volume deleted", throw)
         except BaseException:
             if volume.status is AVAILABLE:
                 async with driver.turn():
                     await driver.connect(front_of(volume))
             raise
-        self._trash.notice()
+        self._trash.thrown(erasure)
 
     async def undelete(self, volume_id: str, remember: Remember[Volume] | None = None) -> Volume:
         """Bring a volume back from the trash, whole.

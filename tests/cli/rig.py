@@ -10,6 +10,7 @@ import json
 import os
 import pty
 import re
+import signal
 import struct
 import sys
 import termios
@@ -91,6 +92,8 @@ class Cli:
             stdout=stdout,
             stderr=asyncio.subprocess.PIPE,
             env=self.environment(),
+            # A shell that runs the tests in the background has Ctrl-C ignored, and so have they.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     async def on_terminal(

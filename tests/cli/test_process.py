@@ -23,7 +23,8 @@ async def test_ctrl_c_while_waiting_ends_with_130_and_the_daemon_goes_on(
             while not (await daemon.api.ok("GET", f"{V1}/volumes"))["volumes"]:
                 await asyncio.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        out, err = await process.communicate()
+        async with asyncio.timeout(20):
+            out, err = await process.communicate()
     assert process.returncode == 130
     assert (out, err) == (b"", b"blockctl: interrupted; what was begun goes on in the daemon\n")
     async with asyncio.timeout(10):
