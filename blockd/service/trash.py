@@ -56,14 +56,13 @@ class Trash:
         Returns:
             The erasure to be begun after the commit, if nothing is kept.
         """
-        if self._keep:
-            if isinstance(row, Volume):
-                tx.put_volume(row)
-            else:
-                tx.put_snapshot(row)
-            return None
-        volumes = [row] if isinstance(row, Volume) else []
-        return _exchange(tx, row.storage_class, volumes, [] if volumes else [row])
+        if not self._keep:
+            return _exchange(tx, row.storage_class, [row])
+        if isinstance(row, Volume):
+            tx.put_volume(row)
+        else:
+            tx.put_snapshot(row)
+        return None
 
     def thrown(self, erasure: Intent | None) -> None:
         """After that commit: begin the erasure, or look when the next one is due."""
@@ -145,21 +144,22 @@ def _is_due(storage_class: str, due: str, tx: Transaction) -> bool:
 def _take_out(tx: Transaction, storage_class: str, due: str, most: int) -> Intent | None:
     """Exchange the rows of a batch for the intent that erases their disks."""
     volume_ids, snapshot_ids = tx.trash(storage_class, due, most)
-    volumes = [row for id_ in volume_ids if (row := tx.volume(id_)) is not None]
-    snapshots = [row for id_ in snapshot_ids if (row := tx.snapshot(id_)) is not None]
-    return _exchange(tx, storage_class, volumes, snapshots)
+    rows: list[Volume | Snapshot | None] = [tx.volume(id_) for id_ in volume_ids]
+    rows += [tx.snapshot(id_) for id_ in snapshot_ids]
+    return _exchange(tx, storage_class, [row for row in rows if row is not None])
 
 
 def _exchange(
-    tx: Transaction, storage_class: str, volumes: Sequence[Volume], snapshots: Sequence[Snapshot]
+    tx: Transaction, storage_class: str, rows: Sequence[Volume | Snapshot]
 ) -> Intent | None:
     """From this commit on nothing can bring them back. Rows in error have no disk any more."""
-    for volume in volumes:
-        tx.remove_volume(volume.id)
-    for snapshot in snapshots:
-        tx.remove_snapshot(snapshot.id)
-    rows: list[Volume | Snapshot] = [*volumes, *snapshots]
+    for row in rows:
+        if isinstance(row, Volume):
+            tx.remove_volume(row.id)
+        else:
+            tx.remove_snapshot(row.id)
     disks = [row.disk for row in rows if row.error is None]
     if not disks:
         return None
-    return add_erase(tx, storage_class, disks, [volume.id for volume in volumes])
+    fronts = [row.id for row in rows if isinstance(row, Volume)]
+    return add_erase(tx, storage_class, disks, fronts)
