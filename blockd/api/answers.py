@@ -21,7 +21,8 @@ VolumeTypeName = Literal["sbs_5k", "sbs_15k", "b_ssd"]
 class Answer(BaseModel):
     """Every key is always there, and no other is."""
 
-    model_config = ConfigDict(extra="forbid")
+    # Built when the document is first asked for: nobody waits for it at a start.
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
 
 class Reference(Answer):
@@ -207,7 +208,7 @@ class Metadata(Answer):
 class Problem(BaseModel):
     """Every error. `type` says which further keys there are."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", defer_build=True)
 
     type: str
     message: str
