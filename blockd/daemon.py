@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from blockd.catalog import Catalog, Transaction, open_catalog
 from blockd.config import Config
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StartError
-from blockd.host.command import companion
+from blockd.host.command import companion, wait_for_survivors
 from blockd.host.group import Group
 from blockd.host.notify import inherited_socket, notify
 from blockd.host.vg_lock import vg_lock
@@ -35,7 +36,8 @@ from blockd.service.trash import Trash
 from blockd.service.volumes import Volumes
 from blockd.storage import front_watchdog
 from blockd.storage.dm import open_device_mapper
-from blockd.storage.lvm_commands import LvmCommands
+from blockd.storage.fronts import front_owner, resume_fronts
+from blockd.storage.lvm_commands import LvmCommands, vg_marker
 from blockd.storage.lvm_config import write_lvm_config
 from blockd.storage.lvm_devices import candidate_devices
 from blockd.storage.lvm_thin import LvmThin, ThinSettings, open_lvm_thin
@@ -87,13 +89,24 @@ async def open_classes(
         StartError: a tool, volume group or pool is missing, or is not this catalog's.
     """
     async with AsyncExitStack() as stack:
+        # First the locks, then what a crash left suspended, then what LVM may still be doing.
+        for section in config.classes.values():
+            stack.enter_context(vg_lock(section.vg))
         mapper = stack.enter_context(open_device_mapper(effects))
+        catalog_id = await catalog.read(lambda tx: tx.meta("catalog_id")) or ""
+        for name in config.classes:
+            resume_fronts(mapper, front_owner(name, catalog_id), effects)
+        for section in config.classes.values():
+            await wait_for_survivors(vg_marker(section.vg), config.lvm.command_timeout)
         watchdog = await stack.enter_async_context(
             companion([sys.executable, "-I", "-S", front_watchdog.__file__])
         )
-        catalog_id = await catalog.read(lambda tx: tx.meta("catalog_id")) or ""
         udev = _udev_runs(config)
-        await _limit_lvm(config, udev)
+
+        async def limit_lvm() -> None:
+            await _limit_lvm(config, udev)
+
+        await limit_lvm()
         classes = {}
         for name, section in config.classes.items():
             settings = ThinSettings(
@@ -107,7 +120,13 @@ async def open_classes(
             )
             driver = await stack.enter_async_context(
                 open_lvm_thin(
-                    settings, catalog_id, mapper, watchdog, effects, metrics.queue_wait_s.observe
+                    settings,
+                    catalog_id,
+                    mapper,
+                    watchdog,
+                    effects,
+                    metrics.queue_wait_s.observe,
+                    limit_lvm,
                 )
             )
             await _bind(catalog, name, driver)
@@ -120,40 +139,39 @@ async def open_classes(
 async def _limit_lvm(config: Config, udev: bool) -> None:
     """Our `lvm.conf`, in which LVM opens the disks of our volume groups and nothing else.
 
-    Without `[lvm] devices` LVM is asked once, with all devices allowed but fronts and LVs.
+    Without `[lvm] devices` LVM is asked which these are, with all devices allowed but fronts and
+    LVs; that is done at start, and again when a disk seems to be missing.
     """
     devices, vgs = list(config.lvm.devices), {section.vg for section in config.classes.values()}
     if not devices:
-        _write_lvm_config(config, candidate_devices(), udev)
-        lvm = _lvm_by_hand(config, min(vgs), udev)
-        devices = [volume.device for volume in await lvm.pvs() if volume.vg in vgs]
+        with _lvm_over(config, min(vgs), candidate_devices(), udev) as lvm:
+            devices = [volume.device for volume in await lvm.pvs() if volume.vg in vgs]
     if not devices:
         raise StartError(
             f"no disk holds volume group {' or '.join(sorted(vgs))}: "
             "`blockd make-pool DEVICE` makes volume group and pool"
         )
-    _write_lvm_config(config, devices, udev)
+    _write_lvm_config(config, config.lvm.system_dir, devices, udev)
 
 
-def _write_lvm_config(config: Config, devices: Sequence[str], udev: bool) -> None:
-    write_lvm_config(
-        config.lvm.system_dir,
-        devices,
-        udev=udev,
-        reserved_memory_kib=config.lvm.reserved_memory_kib,
-    )
+def _write_lvm_config(config: Config, folder: Path, devices: Sequence[str], udev: bool) -> None:
+    write_lvm_config(folder, devices, udev=udev, reserved_memory_kib=config.lvm.reserved_memory_kib)
 
 
-def _lvm_by_hand(config: Config, vg: str, udev: bool) -> LvmCommands:
-    """LVM outside of any driver's queue: before there is one."""
-    return LvmCommands(
-        vg,
-        config.lvm.system_dir,
-        VgQueue(lambda _: None),
-        SideEffects(),
-        udev=udev,
-        timeout_s=config.lvm.command_timeout,
-    )
+@contextmanager
+def _lvm_over(config: Config, vg: str, devices: Sequence[str], udev: bool) -> Iterator[LvmCommands]:
+    """LVM over other devices than the daemon's, in a configuration of its own."""
+    with tempfile.TemporaryDirectory(prefix="blockd-lvm-") as name:
+        folder = Path(name)
+        _write_lvm_config(config, folder, devices, udev)
+        yield LvmCommands(
+            vg,
+            folder,
+            VgQueue(lambda _: None),
+            SideEffects(),
+            udev=udev,
+            timeout_s=config.lvm.command_timeout,
+        )
 
 
 @asynccontextmanager
@@ -168,10 +186,13 @@ async def open_service(
         host.default_project_id,
         frozenset({host.default_project_id, *(project.id for project in host.projects)}),
     )
+    problems: list[str] = []
     for storage_class in classes:
         in_class = partial(Transaction.volumes_with_fronts, storage_class=storage_class.name)
         volumes = await catalog.read(in_class)
-        await storage_class.driver.start([front_of(volume) for volume in volumes])
+        problems += await storage_class.driver.start([front_of(volume) for volume in volumes])
+    for problem in problems:
+        log.error("not available", problem=problem)
     stop_s = config.daemon.stop_timeout
     async with Operations(catalog, classes, stop_s=stop_s) as operations:
         await operations.recover()
@@ -187,7 +208,7 @@ async def open_service(
             yield Service(
                 volumes=Volumes(catalog, classes, operations, trash, tenancy),
                 snapshots=Snapshots(catalog, classes, operations, trash, tenancy),
-                host=Host(tenancy, classes, operations),
+                host=Host(tenancy, classes, operations, problems),
                 answers=Answers(catalog),
             )
         finally:
@@ -202,9 +223,11 @@ async def make_pools(config: Config, class_name: str | None, devices: list[str])
         raise StartError(f"there is no [classes.{name}] in the configuration")
     section, chosen = config.classes[name], devices or list(config.lvm.devices)
     udev = _udev_runs(config)
-    _write_lvm_config(config, chosen or candidate_devices(), udev)
-    with vg_lock(section.vg):
-        return await make_pool(_lvm_by_hand(config, section.vg, udev), section.pool, chosen)
+    with (
+        vg_lock(section.vg),
+        _lvm_over(config, section.vg, chosen or candidate_devices(), udev) as lvm,
+    ):
+        return await make_pool(lvm, section.pool, chosen)
 
 
 @asynccontextmanager

@@ -83,6 +83,7 @@ TABLE: Final[Mapping[type[e.BlockdError], Row]] = {
     ),
     e.PermissionDenied: Row(403, "permissions_denied", "insufficient permissions", _permission),
     e.NoRoom: Row(403, "quotas_exceeded", "quota(s) exceeded for this resource", _quota),
+    e.PoolUnfit: Row(403, "quotas_exceeded", "quota(s) exceeded for this resource", _quota),
     e.NotFound: Row(404, *NOT_FOUND, _resource),
     e.AlreadyExists: Row(409, "already_exists", "resource already exists", _exists),
     e.TransientState: Row(409, "transient_state", "resource is in a transient state", _transient),

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from aiohttp import web
 
 from blockd.api.render import JSON_TYPE
-from blockd.domain.errors import InvalidArguments
+from blockd.domain.errors import BlockdError, InvalidArguments
 from blockd.domain.idempotency import AnswerExists, FirstAnswer
 from blockd.service import Service
 
@@ -62,8 +62,9 @@ async def answer_once(
 
         try:
             result = await act(remember)
-        except AnswerExists:
-            # The same request came in twice at once, and the other one was quicker.
+        except (AnswerExists, BlockdError):
+            # The same request may have come in twice at once, and the other one been quicker:
+            # then what it did is why this one was refused.
             first = await service.answers.find(key, route, digest)
             if first is None:
                 raise

@@ -108,9 +108,15 @@ class Transaction:
         )
 
     def provisioned_bytes(self, storage_class: str) -> int:
-        """The sum of all volumes' sizes, trash included, as they are promised to users."""
+        """The sum of all volumes' sizes, as they are promised to users.
+
+        Trash is included, and growth that is under way.
+        """
         (total,) = self._sql.execute(
-            "SELECT coalesce(sum(size_bytes), 0) FROM volumes WHERE storage_class = ?",
+            "SELECT coalesce(sum("
+            " max(v.size_bytes, coalesce(json_extract(i.args, '$.size_bytes'), 0))), 0)"
+            " FROM volumes v LEFT JOIN intents i"
+            " ON i.resource_id = v.id AND i.verb = 'change_volume' WHERE v.storage_class = ?",
             [storage_class],
         ).fetchone()
         return int(total)
@@ -257,11 +263,12 @@ class Transaction:
 
     # answers
 
-    def answer(self, key: str, route: str) -> FirstAnswer | None:
-        """What was answered to `key` on `route`."""
+    def answer(self, key: str, route: str, oldest: str) -> FirstAnswer | None:
+        """What was answered to `key` on `route`, not before the instant `oldest`."""
         row = self._sql.execute(
-            "SELECT key, route, body_sha256, status, body FROM answers WHERE key = ? AND route = ?",
-            [key, route],
+            "SELECT key, route, body_sha256, status, body FROM answers"
+            " WHERE key = ? AND route = ? AND created_at >= ?",
+            [key, route, oldest],
         ).fetchone()
         return None if row is None else FirstAnswer(*row)
 

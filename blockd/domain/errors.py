@@ -67,6 +67,10 @@ class NoRoom(BlockdError):
         self.resource, self.quota, self.current = resource, quota, current
 
 
+class PoolUnfit(NoRoom):
+    """The pool takes no writes, and no erasing would change that."""
+
+
 class AlreadyExists(BlockdError):
     """It exists, with other content."""
 

@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -58,13 +58,22 @@ class Child:
             os.close(self._stdout)
             os.close(self._stderr)
             raise
-        self._end = asyncio.get_running_loop().create_future()
-        self._pidfd = os.pidfd_open(self._process.pid)
-        asyncio.get_running_loop().add_reader(self._pidfd, self._ended)
+        loop = asyncio.get_running_loop()
+        self._end: asyncio.Future[Output] = loop.create_future()
+        try:
+            self._pidfd = os.pidfd_open(self._process.pid)
+        except OSError:  # no descriptor left: it runs all the same, and its end must be known
+            self._waiter = loop.run_in_executor(None, self._process.wait)
+            self._waiter.add_done_callback(lambda _: self._collect())
+        else:
+            loop.add_reader(self._pidfd, self._ended)
 
     def _ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
+        self._collect()
+
+    def _collect(self) -> None:
         output = Output(self._process.wait(), _content(self._stdout), _content(self._stderr))
         if not self._end.done():
             self._end.set_result(output)
@@ -102,11 +111,19 @@ class Companion:
         self._stdin: IO[bytes] | None = None
 
     def tell(self, line: str) -> None:
-        """Write one line; it is in the pipe when this returns.
+        """Write one line; it is in the pipe when this returns. A helper that died is replaced.
 
         Raises:
-            OSError: the helper is gone.
+            OSError: the helper is gone, and so is the next one.
         """
+        try:
+            self._write(line)
+        except OSError:
+            self._stop()
+            self._start()
+            self._write(line)
+
+    def _write(self, line: str) -> None:
         if self._stdin is None:
             raise BrokenPipeError(f"{self._argv[0]} is not running")
         self._stdin.write(line.encode() + b"\n")
@@ -118,6 +135,10 @@ class Companion:
         return None if self._process is None else self._process.pid
 
     def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def _start(self) -> None:
         self._process = subprocess.Popen(
             self._argv,
             stdin=subprocess.PIPE,
@@ -127,7 +148,6 @@ class Companion:
             start_new_session=True,
         )
         self._stdin = self._process.stdin
-        return self
 
     def __exit__(
         self,
@@ -135,9 +155,13 @@ class Companion:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if self._process is None or self._stdin is None:
             return
-        self._stdin.close()
+        with suppress(OSError):
+            self._stdin.close()
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:

@@ -31,7 +31,8 @@ class Answers:
         Raises:
             AlreadyExists: the key came with another body before.
         """
-        answer = await self._catalog.read(lambda tx: tx.answer(key, route))
+        oldest = _oldest(datetime.now(UTC))
+        answer = await self._catalog.read(lambda tx: tx.answer(key, route, oldest))
         if answer is not None and answer.body_sha256 != body_sha256:
             raise AlreadyExists(
                 "idempotency_key", key, "this Idempotency-Key came with another body before"
@@ -50,5 +51,8 @@ def remember_answer(
     if remember is None:
         return
     now = datetime.now(UTC)
-    oldest = format_timestamp(now - timedelta(seconds=KEEP_ANSWER_S))
-    tx.add_answer(remember(resource), format_timestamp(now), oldest)
+    tx.add_answer(remember(resource), format_timestamp(now), _oldest(now))
+
+
+def _oldest(now: datetime) -> str:
+    return format_timestamp(now - timedelta(seconds=KEEP_ANSWER_S))

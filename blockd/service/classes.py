@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from blockd.catalog import Transaction
-from blockd.domain.errors import InvalidArguments, NoRoom
+from blockd.domain.errors import InvalidArguments, NoRoom, PoolUnfit
 from blockd.domain.pool import PoolUse
 from blockd.domain.units import format_size
 from blockd.service.ports import StorageDriver
@@ -30,15 +30,16 @@ class StorageClass:
         """The pool's use, before anything of kind `resource` is made in it.
 
         Raises:
-            NoRoom: data or metadata stand above the high-water mark, or the pool takes no writes.
+            NoRoom: data or metadata stand above the high-water mark.
+            PoolUnfit: the pool takes no writes.
         """
         pool = await self.driver.pool()
-        if pool.mode != "rw":
-            raise NoRoom(
+        if pool.mode not in ("rw", "out_of_data_space"):
+            raise PoolUnfit(
                 resource,
                 pool.size_bytes,
                 pool.used_bytes,
-                f"pool {pool.name} is {pool.mode}: repair or extend it",
+                f"pool {pool.name} is {pool.mode} and takes no writes: repair it",
             )
         for what, used, size in (
             ("data", pool.used_bytes, pool.size_bytes),

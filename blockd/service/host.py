@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blockd import __version__
@@ -57,8 +58,16 @@ class Tenancy:
 class Host:
     """Questions about the host."""
 
-    def __init__(self, tenancy: Tenancy, classes: StorageClasses, operations: Operations) -> None:
+    def __init__(
+        self,
+        tenancy: Tenancy,
+        classes: StorageClasses,
+        operations: Operations,
+        start_problems: Sequence[str] = (),
+    ) -> None:
+        """`start_problems`: what could not be had at the start, a line each."""
         self._classes, self._operations = classes, operations
+        self._start_problems = tuple(start_problems)
         self.zone = tenancy.zone
         self.organization_id = tenancy.organization_id
         self.default_project_id = tenancy.default_project_id
@@ -73,7 +82,7 @@ class Host:
 
     async def health(self) -> Health:
         """What there is to know at a glance; never fails."""
-        pools, problems = [], list(self._operations.problems.values())
+        pools, problems = [], [*self._start_problems, *self._operations.problems.values()]
         for storage_class in self._classes:
             try:
                 pool = await storage_class.driver.pool()

@@ -115,6 +115,11 @@ class Operations:
                 overdue = isinstance(err, StorageOverdue)
                 log.error("operation failed", reason=str(err), overdue=overdue)  # noqa: TRY400
                 return await self._steps.give_up(intent.id, err)
+            except Exception as err:
+                # Settled within the turn like a refusal: no later operation may come before it.
+                log.exception("operation failed unexpectedly")
+                reason = f"{type(err).__name__}: {err}"
+                return await self._steps.give_up(intent.id, StorageError(reason))
             log.info("operation finished", duration_s=round(time.monotonic() - began, 3))
             return []
 

@@ -87,10 +87,14 @@ class StorageDriver(Protocol):
     async def pool(self) -> PoolUse:
         """Size and use of the space, from the kernel: no process."""
 
-    async def start(self, fronts: Sequence[FrontSpec]) -> None:
-        """Before anything else: resume what a crash left suspended, activate, set up fronts.
+    async def start(self, fronts: Sequence[FrontSpec]) -> Sequence[str]:
+        """Before anything else: activate, and set up fronts.
 
-        Fronts of volumes not listed are removed when nobody holds them open.
+        Fronts of volumes not listed are removed when nobody holds them open. A front over another
+        disk than listed is left alone: the journal will bring the catalog after it.
+
+        Returns:
+            A line for each front that cannot be had; the others are up all the same.
         """
 
     async def disks(self) -> Mapping[str, int]:

@@ -100,6 +100,8 @@ class Steps:
     # create
 
     async def _create_volume(self, intent: Intent, volume: Volume, driver: StorageDriver) -> None:
+        if await driver.disk_behind(volume.id) is not None:
+            await driver.disconnect(volume.id)  # made by an attempt whose last commit failed
         if intent.args["from_disk"] is None:
             await driver.create(volume.disk, volume.size_bytes)
         else:
@@ -214,6 +216,15 @@ class Steps:
         Ten LVs removed by one command cost six tenths of ten commands (LVM 2.03.16, measured).
         """
         batch, keep = await self._catalog.read(lambda tx: _erasures(tx, intent))
+        try:
+            await self._erase_all(batch, keep, driver)
+        except StorageError:
+            if len(batch) == 1:
+                raise
+            # One of the others may be in the way, and has a turn of its own.
+            await self._erase_all([intent], keep, driver)
+
+    async def _erase_all(self, batch: list[Intent], keep: set[str], driver: StorageDriver) -> None:
         for volume_id in [volume_id for one in batch for volume_id in one.texts("fronts")]:
             try:
                 await driver.disconnect(volume_id)

@@ -11,7 +11,7 @@ from functools import partial
 import structlog
 
 from blockd.catalog import Catalog, Transaction
-from blockd.domain.errors import NoRoom
+from blockd.domain.errors import NoRoom, PoolUnfit
 from blockd.domain.intent import Intent
 from blockd.domain.pool import PoolUse
 from blockd.domain.snapshot import Snapshot
@@ -49,6 +49,7 @@ class Trash:
         self._catalog, self._classes, self._operations = catalog, classes, operations
         self._keep, self._gives_room = timedelta(seconds=keep_s), gives_room
         self._noticed = asyncio.Event()
+        self._room = asyncio.Lock()
 
     def throw(self, tx: Transaction, row: Volume | Snapshot) -> Intent | None:
         """Within the transaction that deletes it: keep a deleted row, or exchange it at once.
@@ -80,14 +81,17 @@ class Trash:
             NoRoom: there is none, and nothing (more) in the trash.
         """
         deadline = time.monotonic() + _ROOM_DEADLINE_S
-        while True:
-            try:
-                return await storage_class.check_pool(resource)
-            except NoRoom:
-                if not self._gives_room or time.monotonic() > deadline:
+        async with self._room:  # or many requests at once would erase many times what is needed
+            while True:
+                try:
+                    return await storage_class.check_pool(resource)
+                except PoolUnfit:
                     raise
-                if not await self._erase_for_room(storage_class.name):
-                    raise
+                except NoRoom:
+                    if not self._gives_room or time.monotonic() > deadline:
+                        raise
+                    if not await self._erase_for_room(storage_class.name):
+                        raise
 
     async def _erase_for_room(self, class_name: str) -> bool:
         """Erase the oldest things in the trash; whether there were any."""

@@ -15,7 +15,16 @@ from blockd.domain.errors import (
 from blockd.domain.intent import Intent, Verb, disk_name, new_id
 from blockd.domain.listing import Page, VolumeFilter
 from blockd.domain.snapshot import Snapshot
-from blockd.domain.states import AVAILABLE, CREATING, DELETED, IN_USE, Event, move, seen_status
+from blockd.domain.states import (
+    AVAILABLE,
+    CREATING,
+    DELETED,
+    IN_USE,
+    UPDATING,
+    Event,
+    move,
+    seen_status,
+)
 from blockd.domain.units import now_timestamp
 from blockd.domain.volume import Device, NewVolume, Volume, VolumeChange
 from blockd.service.answers import Remember, remember_answer
@@ -23,6 +32,7 @@ from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.host import Tenancy
 from blockd.service.operations import Operations
 from blockd.service.pages import Pages
+from blockd.service.ports import StorageDriver
 from blockd.service.snapshots import readable_snapshot
 from blockd.service.steps import PREPARE, front_of
 from blockd.service.trash import Trash
@@ -192,9 +202,7 @@ class Volumes:
         try:
             erasure = await self._catalog.write("volume deleted", throw)
         except BaseException:
-            if volume.status is AVAILABLE:
-                async with driver.turn():
-                    await driver.connect(front_of(volume))
+            await self._restore_front(volume_id, driver)
             raise
         self._trash.thrown(erasure)
 
@@ -208,32 +216,36 @@ class Volumes:
         volume = await self._catalog.read(lambda tx: tx.volume(volume_id))
         if volume is None:
             raise NotFound("volume", volume_id)
-        if volume.status is not DELETED:
-            raise PreconditionFailed("resource_not_usable", f"volume {volume_id} is not deleted")
-        event = Event.UNDELETE if volume.error is None else Event.UNDELETE_BROKEN
+        driver = self._classes[volume.storage_class].driver
 
         def restore(tx: Transaction) -> Volume:
-            row = tx.volume(volume_id)
-            if row is None:
-                raise NotFound("volume", volume_id)
+            row = _deleted(tx, volume_id)
+            event = Event.UNDELETE if row.error is None else Event.UNDELETE_BROKEN
             status = move("volume", volume_id, row.status, event)
             row = replace(row, status=status, deleted_at=None, updated_at=now_timestamp())
             tx.put_volume(row)
             remember_answer(tx, row, remember)
             return row
 
-        driver = self._classes[volume.storage_class].driver
         async with driver.turn():  # behind an erasure of it that has begun, which wins
-            row = await self._catalog.read(lambda tx: tx.volume(volume_id))
-            if row is None:
-                raise NotFound("volume", volume_id)
-            if event is Event.UNDELETE:
+            row = await self._catalog.read(lambda tx: _deleted(tx, volume_id))
+            if row.error is None:
                 await driver.connect(front_of(row))
             try:
                 return await self._catalog.write("volume undeleted", restore)
             except BaseException:
                 await driver.disconnect(volume_id)
                 raise
+
+    async def _restore_front(self, volume_id: str, driver: StorageDriver) -> None:
+        """Make the front be what the catalog says, after a delete that was not to be.
+
+        In a turn, so behind whatever else was under way with this volume.
+        """
+        async with driver.turn():
+            row = await self._catalog.read(lambda tx: tx.volume(volume_id))
+            if row is not None and row.status in (AVAILABLE, UPDATING):
+                await driver.connect(front_of(row))
 
     async def revert(
         self,
@@ -334,6 +346,15 @@ def _living(tx: Transaction, volume_id: str) -> Volume:
     volume = tx.volume(volume_id)
     if volume is None or volume.status is DELETED:
         raise NotFound("volume", volume_id)
+    return volume
+
+
+def _deleted(tx: Transaction, volume_id: str) -> Volume:
+    volume = tx.volume(volume_id)
+    if volume is None:
+        raise NotFound("volume", volume_id)
+    if volume.status is not DELETED:
+        raise PreconditionFailed("resource_not_usable", f"volume {volume_id} is not deleted")
     return volume
 
 

@@ -7,7 +7,8 @@ may lie on a suspended front). Told on stdin, line by line:
     disarm UUID
 
 When stdin ends, because the daemon ended however it did, all that is armed is resumed at once.
-Resuming a device that is not suspended does nothing (Linux, drivers/md/dm-ioctl.c, do_resume).
+Resuming a device that is not suspended does nothing, unless a table is loaded: then that becomes
+live (Linux, drivers/md/dm-ioctl.c, do_resume). So fronts load one only when it may.
 """
 
 from __future__ import annotations

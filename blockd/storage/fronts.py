@@ -41,6 +41,35 @@ class Lower:
     size_bytes: int
 
 
+def front_owner(class_name: str, catalog_id: str) -> str:
+    """What tells the fronts of one class of one catalog from others'."""
+    return f"{class_name}-{catalog_id}"
+
+
+def resume_fronts(mapper: DeviceMapper, owner: str, effects: SideEffects) -> None:
+    """Resume what a crash left suspended, and remove what it left without a table.
+
+    First a table that was loaded and not yet live is dropped: a resume would make it live, and the
+    front would show another disk to whoever has opened it meanwhile.
+    """
+    prefix = _uuid_prefix(owner)
+    for info in mapper.devices(_NAME_PREFIX):
+        if not info.uuid.startswith(prefix):
+            continue
+        mapper.clear(info.uuid)
+        if info.suspended:
+            log.warning("resuming front left suspended", uuid=info.uuid)
+            mapper.resume(info.uuid)
+        if not info.has_table:
+            mapper.remove(info.uuid)
+            with effects.around("link remove"):
+                (LINK_DIRECTORY / info.uuid.removeprefix(prefix)).unlink(missing_ok=True)
+
+
+def _uuid_prefix(owner: str) -> str:
+    return f"BLOCKD-{owner}-"
+
+
 class Fronts:
     """The fronts of one storage class of one catalog."""
 
@@ -53,9 +82,9 @@ class Fronts:
         owner: str,
         max_suspend_s: float,
     ) -> None:
-        """`owner` is `<class>-<catalog id>`: what tells our fronts from others'."""
+        """`owner`: see `front_owner`."""
         self._mapper, self._watchdog, self._effects = mapper, watchdog, effects
-        self._uuid_prefix = f"BLOCKD-{owner}-"
+        self._uuid_prefix = _uuid_prefix(owner)
         self._max_suspend_s = max_suspend_s
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Suspending waits for I/O in flight; resuming must never wait for a free thread.
@@ -90,17 +119,8 @@ class Fronts:
             return None
         return self._mapper.table(uuid)[0].params.split()[0]
 
-    def resume_all(self) -> None:
-        """Resume what a crash left suspended, and remove what it left without a table."""
-        for volume_id, info in self.ours().items():
-            if info.suspended:
-                log.warning("resuming front left suspended", volume_id=volume_id)
-                self._mapper.resume(info.uuid)
-            if not info.has_table:
-                self._remove(volume_id)
-
     async def connect(self, volume_id: str, lower: Lower, size_bytes: int) -> None:
-        """Make the front, or grow it, or leave it as it is.
+        """Make the front, or grow it, or leave it as it is; it never shrinks.
 
         Raises:
             StorageError: it lies over another device, or the kernel refused.
@@ -114,17 +134,17 @@ class Fronts:
             (target,) = self._mapper.table(uuid)
             if target.params != f"{lower.number} 0":
                 raise StorageError(f"volume {volume_id} has another disk behind its front")
-            if target.length_sectors != size_bytes // SECTOR_BYTES:
-                await self._load(uuid, lower, size_bytes)
-                async with self._suspended(uuid, freeze=False):
-                    pass  # resuming makes the loaded table live
+            if target.length_sectors < size_bytes // SECTOR_BYTES:
+                await self._grow(uuid, lower, size_bytes)
             self._link(volume_id, info)
 
     async def swap(self, volume_id: str, lower: Lower, size_bytes: int) -> None:
         """Put `lower` behind the front.
 
         The open count is read while the front is suspended: who opens it later cannot have read
-        or written a byte before the new table is live, so there is no race to lose.
+        or written a byte before the new table is live, so there is no race to lose. The new table
+        is loaded only then: until it is known to be wanted, no resume of anybody's, the watchdog's
+        least of all, must find one to make live.
 
         Raises:
             InUse: somebody holds it open; nothing changed.
@@ -139,14 +159,13 @@ class Fronts:
             wanted = (size_bytes // SECTOR_BYTES, f"{lower.number} 0")
             if (target.length_sectors, target.params) == wanted:
                 return
-            await self._load(uuid, lower, size_bytes)
-            is_open = False
+            began = time.monotonic()
             async with self._suspended(uuid, freeze=False):
                 if self.is_open(volume_id):
-                    is_open = True
-                    self._mapper.clear(uuid)
-            if is_open:
-                raise InUse(volume_id, "revert")
+                    raise InUse(volume_id, "revert")
+                if time.monotonic() - began > self._max_suspend_s / 2:
+                    raise StorageOverdue("suspending the volume took too long to swap its disk")
+                await self._load(uuid, lower, size_bytes)
 
     async def disconnect(self, volume_id: str) -> None:
         """Remove the front, if there is one.
@@ -156,7 +175,7 @@ class Fronts:
         """
         async with self._lock(volume_id):
             try:
-                await self._in_thread(lambda: self._remove(volume_id))
+                await self.in_thread(lambda: self._remove(volume_id))
             except DeviceOpen as err:
                 raise InUse(volume_id, "delete") from err
 
@@ -187,28 +206,31 @@ class Fronts:
         except OSError as err:
             raise StorageError(f"the front watchdog is gone, nothing is suspended: {err}") from err
         suspending = asyncio.ensure_future(
-            self._in_thread(lambda: self._mapper.suspend(uuid, freeze=freeze))
+            self.in_thread(lambda: self._mapper.suspend(uuid, freeze=freeze))
         )
+        # Not to be cancelled: whoever leaves, even while it is being suspended, leaves the front
+        # resumed. The watchdog stays armed until then.
         try:
             await asyncio.shield(suspending)
             yield
-        finally:
-            # Not to be cancelled: whoever leaves, even while it is being suspended, leaves the
-            # front resumed. The watchdog stays armed until then.
-            await asyncio.shield(self._resume_after(suspending, uuid))
+        except BaseException:
+            await asyncio.shield(self._resume_after(suspending, uuid, drop_loaded=True))
+            raise
+        await asyncio.shield(self._resume_after(suspending, uuid, drop_loaded=False))
         suspended_s = time.monotonic() - began
-        if suspended_s >= self._max_suspend_s:
+        if freeze and suspended_s >= self._max_suspend_s:
             raise StorageOverdue(
                 f"the volume was suspended for {suspended_s:.1f} s, longer than max_suspend_s"
             )
 
-    async def _resume_after(self, suspending: asyncio.Future[None], uuid: str) -> None:
-        try:
+    async def _resume_after(
+        self, suspending: asyncio.Future[None], uuid: str, *, drop_loaded: bool
+    ) -> None:
+        with suppress(StorageError):  # then it was not suspended, and resuming does nothing
             await suspending
-        except StorageError:  # it was not suspended; what was loaded must not come to life later
-            self._mapper.clear(uuid)
-        else:
-            await self._in_thread(lambda: self._mapper.resume(uuid))
+        if drop_loaded:  # what was loaded must not come to life
+            await self.in_thread(lambda: self._mapper.clear(uuid))
+        await self.in_thread(lambda: self._mapper.resume(uuid))
         with suppress(OSError):  # the watchdog is gone, but the front is resumed
             self._watchdog.tell(f"disarm {uuid}")
 
@@ -218,12 +240,22 @@ class Fronts:
             self._mapper.create(_NAME_PREFIX + volume_id, uuid)
         try:
             await self._load(uuid, lower, size_bytes)
-            await self._in_thread(lambda: self._mapper.resume(uuid))
+            await self.in_thread(lambda: self._mapper.resume(uuid))
             for info in self._mapper.devices(_NAME_PREFIX + volume_id):
                 await wait_for_node(Path(f"/dev/dm-{info.minor}"))
                 self._link(volume_id, info)
         except BaseException:
             self._remove(volume_id)
+            raise
+
+    async def _grow(self, uuid: str, lower: Lower, size_bytes: int) -> None:
+        """A longer table over the same device; whoever makes it live early does no harm."""
+        await self._load(uuid, lower, size_bytes)
+        try:
+            async with self._suspended(uuid, freeze=False):
+                pass  # resuming makes the loaded table live
+        except BaseException:
+            self._mapper.clear(uuid)
             raise
 
     async def _load(self, uuid: str, lower: Lower, size_bytes: int) -> None:
@@ -232,7 +264,7 @@ class Fronts:
                 f"the disk has {lower.size_bytes} bytes, the volume needs {size_bytes}"
             )
         sectors, params = size_bytes // SECTOR_BYTES, f"{lower.number} 0"
-        await self._in_thread(lambda: self._mapper.load(uuid, sectors, "linear", params))
+        await self.in_thread(lambda: self._mapper.load(uuid, sectors, "linear", params))
 
     def _remove(self, volume_id: str) -> None:
         self._mapper.remove(self._uuid(volume_id))
@@ -257,5 +289,6 @@ class Fronts:
     def _uuid(self, volume_id: str) -> str:
         return self._uuid_prefix + volume_id
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Do what may wait for I/O without stopping the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

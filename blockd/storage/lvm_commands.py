@@ -8,7 +8,7 @@ Source: lvcreate(8), lvremove(8), lvchange(8), lvextend(8), lvs(8), LVM 2.03.16.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from blockd.domain.effects import SideEffects
@@ -32,6 +32,8 @@ class LvmFailed(StorageError):
     def __init__(self, verb: str, output: Output) -> None:
         super().__init__(f"{verb}: {_complaint(output)}")
         self.output = output
+        #: Refused since a disk of the volume group is not among those that LVM may open.
+        self.misses_disks = b"PVs are missing" in output.stderr
 
 
 class LvmCommands:
@@ -46,11 +48,18 @@ class LvmCommands:
         *,
         udev: bool,
         timeout_s: float,
+        find_disks: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Raises StartError when LVM is not installed."""
+        """Raises StartError when LVM is not installed.
+
+        Args:
+            find_disks: is called, once for each failure, when LVM misses a disk: the volume group
+                was extended, or a disk has another name now.
+        """
         self.vg = vg
         self._lvm = find_tool("lvm", "lvm2")
         self._queue, self._effects, self._timeout_s = queue, effects, timeout_s
+        self._find_disks = find_disks
         self._env = {
             "LVM_SYSTEM_DIR": str(system_dir),
             "LVM_SUPPRESS_FD_WARNINGS": "1",
@@ -165,7 +174,13 @@ class LvmCommands:
         return parse_vg_bytes(output.stdout)
 
     async def _change(self, verb: str, *args: str, timeout_s: float | None = None) -> None:
-        await self._run(verb, "--yes", *args, timeout_s=timeout_s)
+        try:
+            await self._run(verb, "--yes", *args, timeout_s=timeout_s)
+        except LvmFailed as err:
+            if self._find_disks is None or not err.misses_disks:
+                raise
+            await self._find_disks()
+            await self._run(verb, "--yes", *args, timeout_s=timeout_s)
 
     async def _run(self, verb: str, *args: str, timeout_s: float | None = None) -> Output:
         name = f"lvm {verb}"

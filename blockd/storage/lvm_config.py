@@ -23,10 +23,13 @@ def write_lvm_config(
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     accept = [f'"a|^{re.escape(device)}$|"' for device in devices]
     filters = ", ".join([*accept, '"r|.*|"'])
-    (directory / "lvm.conf").write_text(
-        _TEMPLATE.format(filters=filters, udev=int(udev), reserved_memory_kib=reserved_memory_kib),
-        "utf-8",
+    text = _TEMPLATE.format(
+        filters=filters, udev=int(udev), reserved_memory_kib=reserved_memory_kib
     )
+    # Renamed into place: a running command must never read half of it.
+    fresh = directory / "lvm.conf.new"
+    fresh.write_text(text, "utf-8")
+    fresh.rename(directory / "lvm.conf")
 
 
 _TEMPLATE = """\

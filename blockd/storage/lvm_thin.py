@@ -17,11 +17,10 @@ from blockd.domain.front import FrontSpec
 from blockd.domain.pool import PoolUse
 from blockd.domain.units import SECTOR_BYTES
 from blockd.domain.volume import Device
-from blockd.host.command import Companion, wait_for_survivors
-from blockd.host.vg_lock import vg_lock
+from blockd.host.command import Companion
 from blockd.storage.dm import DeviceMapper, lv_device_name, lv_of_device_name
-from blockd.storage.fronts import Fronts, Lower
-from blockd.storage.lvm_commands import LvmCommands, LvmFailed, vg_marker
+from blockd.storage.fronts import Fronts, Lower, front_owner
+from blockd.storage.lvm_commands import LvmCommands, LvmFailed
 from blockd.storage.lvm_report import LogicalVolume
 from blockd.storage.pool_status import PoolStatus, parse_pool_status
 from blockd.storage.vg_queue import VgQueue
@@ -91,11 +90,11 @@ class LvmThin:
 
         Seen when an origin was suspended by somebody else (docs/decisions/0003-fronts.md).
         """
-        before = self._pool_status().transaction_id
+        before = (await self._pool_status()).transaction_id
         await self._lvm.snapshot_thin(
             snapshot_disk, disk, self._tag, timeout_s=self._settings.max_suspend_s
         )
-        after = self._pool_status().transaction_id
+        after = (await self._pool_status()).transaction_id
         if after != before + 1:
             raise StorageError(
                 f"LVM reported snapshot {snapshot_disk}, but the pool's transaction id went from "
@@ -193,7 +192,7 @@ class LvmThin:
     # the pool
 
     async def pool(self) -> PoolUse:
-        status = self._pool_status()
+        status = await self._pool_status()
         return PoolUse(
             storage_class=self._settings.name,
             name=f"{self._settings.vg}/{self._settings.pool}",
@@ -205,8 +204,10 @@ class LvmThin:
             needs_check=status.needs_check,
         )
 
-    def _pool_status(self) -> PoolStatus:
-        (target,) = self._mapper.status(self._pool_uuid)
+    async def _pool_status(self) -> PoolStatus:
+        # In a thread: the kernel answers when the pool's metadata lock is free, and on a disk that
+        # hangs it never is.
+        (target,) = await self._fronts.in_thread(lambda: self._mapper.status(self._pool_uuid))
         return parse_pool_status(target.params)
 
     # start
@@ -218,8 +219,6 @@ class LvmThin:
             StartError: there is no such volume group or pool, or the pool is not fit.
         """
         vg, pool_name = self._settings.vg, self._settings.pool
-        self._fronts.resume_all()
-        await wait_for_survivors(vg_marker(vg), self._settings.command_timeout_s)
         try:
             lvs = await self._lvm.lvs()
         except LvmFailed as err:
@@ -242,10 +241,11 @@ class LvmThin:
         if self._mapper.info(self._pool_uuid) is None:
             await self._lvm.activate([pool_name])
 
-    async def start(self, fronts: Sequence[FrontSpec]) -> None:
+    async def start(self, fronts: Sequence[FrontSpec]) -> list[str]:
+        problems: list[str] = []
         missing = [front.disk for front in fronts if self._active(front.disk) is None]
         if missing:
-            await self._activate_what_exists(missing)
+            problems += await self._activate_what_exists(missing)
         wanted = {front.volume_id: front for front in fronts}
         there = self._fronts.ours()
         for volume_id, info in there.items():
@@ -255,18 +255,31 @@ class LvmThin:
             lower = self._active(front.disk)
             # A front over another disk is a revert's, cut short between swap and commit: the
             # journal brings the catalog after it.
-            if lower is not None and self._fronts.number_behind(volume_id) in (None, lower.number):
-                await self._fronts.connect(volume_id, lower, front.size_bytes)
+            if lower is None:
+                problems.append(f"volume {volume_id}: its LV {front.disk} is missing or inactive")
+            elif self._fronts.number_behind(volume_id) in (None, lower.number):
+                try:
+                    await self._fronts.connect(volume_id, lower, front.size_bytes)
+                except StorageError as err:
+                    problems.append(f"volume {volume_id}: {err}")
+        return problems
 
-    async def _activate_what_exists(self, disks: Sequence[str]) -> None:
-        """All in one process; one more if that fails because some are gone."""
+    async def _activate_what_exists(self, disks: Sequence[str]) -> list[str]:
+        """All in one process; one more if that fails because some are gone.
+
+        LVM goes on past an LV that it cannot activate, so what is left is told and no more.
+        """
         try:
             await self._lvm.activate(disks)
         except LvmFailed:
             there = await self.disks()
             present = [disk for disk in disks if disk in there and self._active(disk) is None]
-            if present:
-                await self._lvm.activate(present)
+            try:
+                if present:
+                    await self._lvm.activate(present)
+            except LvmFailed as err:
+                return [str(err)]
+        return []
 
 
 @asynccontextmanager
@@ -277,32 +290,37 @@ async def open_lvm_thin(
     watchdog: Companion,
     effects: SideEffects,
     waited: Callable[[float], None],
+    find_disks: Callable[[], Awaitable[None]],
 ) -> AsyncIterator[LvmThin]:
-    """The driver, with its volume group locked against other daemons.
+    """The driver. The caller has locked its volume group, and no LVM command works in it.
+
+    Args:
+        waited: is told how long each turn was waited for.
+        find_disks: writes our LVM configuration anew, when disks were added behind our back.
 
     Raises:
-        StartError: something is missing, or another blockd serves the volume group.
+        StartError: something is missing, or not fit.
     """
-    with vg_lock(settings.vg):
-        queue = VgQueue(waited)
-        lvm = LvmCommands(
-            settings.vg,
-            settings.system_dir,
-            queue,
-            effects,
-            udev=settings.udev,
-            timeout_s=settings.command_timeout_s,
-        )
-        fronts = Fronts(
-            mapper,
-            watchdog,
-            effects,
-            owner=f"{settings.name}-{catalog_id}",
-            max_suspend_s=settings.max_suspend_s,
-        )
-        try:
-            driver = LvmThin(settings, catalog_id, lvm, fronts, mapper, queue)
-            await driver.open()
-            yield driver
-        finally:
-            fronts.close()
+    queue = VgQueue(waited)
+    lvm = LvmCommands(
+        settings.vg,
+        settings.system_dir,
+        queue,
+        effects,
+        udev=settings.udev,
+        timeout_s=settings.command_timeout_s,
+        find_disks=find_disks,
+    )
+    fronts = Fronts(
+        mapper,
+        watchdog,
+        effects,
+        owner=front_owner(settings.name, catalog_id),
+        max_suspend_s=settings.max_suspend_s,
+    )
+    try:
+        driver = LvmThin(settings, catalog_id, lvm, fronts, mapper, queue)
+        await driver.open()
+        yield driver
+    finally:
+        fronts.close()

@@ -30,6 +30,10 @@ VG, POOL = "contract", "pool"
 SYSTEM_DIR = Path("/run/blockd-contract/lvm")
 
 
+async def _no_search() -> None:
+    """The disk stays what it is."""
+
+
 @asynccontextmanager
 async def open_thin(disk: Path) -> AsyncIterator[ThinStorage]:
     """A started `LvmThin` on a volume group of its own on `disk`; what was in it is erased.
@@ -56,7 +60,9 @@ async def open_thin(disk: Path) -> AsyncIterator[ThinStorage]:
             companion([sys.executable, "-I", "-S", front_watchdog.__file__])
         )
         driver = await stack.enter_async_context(
-            open_lvm_thin(settings, "contract", mapper, watchdog, effects, lambda _: None)
+            open_lvm_thin(
+                settings, "contract", mapper, watchdog, effects, lambda _: None, _no_search
+            )
         )
         await driver.start([])
         storage = ThinStorage(driver, VG, POOL, run_lvm)

@@ -271,3 +271,36 @@ def test_pool_without_room_refuses_before_anything_is_made_and_erases_trash_for_
         assert deleted == [keep_id]
         api.idle()
         expect_agreement(place)
+
+
+def test_dead_watchdog_is_replaced(place: Place) -> None:
+    with Daemon(place) as daemon:
+        volume_id = daemon.api.create_volume("guarded", 8 * MIB)
+        found = subprocess.run(
+            ["pgrep", "-P", str(daemon.pid), "-f", "front_watchdog"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        os.kill(int(found.stdout), signal.SIGKILL)
+        daemon.api.snapshot("guarded all the same", volume_id)
+
+
+def test_vg_that_is_extended_behind_our_back_goes_on_being_served(place: Place) -> None:
+    place = dataclasses.replace(place, names_devices=False)
+    more = "/dev/ubda"
+    with Daemon(place) as daemon:
+        by_hand = dataclasses.replace(place, run=place.run / "hand")
+        (by_hand.run / "lvm").mkdir(parents=True)
+        (by_hand.run / "lvm" / "lvm.conf").write_text(
+            'devices { use_devicesfile = 0 filter = [ "a|/dev/ubd|", "r|.*|" ] scan_lvs = 0 }\n'
+            "activation { udev_sync = 0 udev_rules = 0 monitoring = 0 }\n"
+            "backup { backup = 0 archive = 0 }\n"
+        )
+        by_hand.lvm("vgextend", VG, more)
+        volume_id = daemon.api.create_volume("after the extension", 8 * MIB)
+        daemon.api.snapshot("too", volume_id)
+        by_hand.lvm("vgreduce", VG, more)
+        by_hand.lvm("pvremove", "--yes", more)
+        daemon.api.idle()
+        expect_agreement(place)

@@ -33,6 +33,7 @@ class Place:
     trash_keep: str = "24h"
     max_suspend: str = "10s"
     high_water_percent: float = 95.0
+    names_devices: bool = True
 
     @property
     def catalog(self) -> Path:
@@ -54,7 +55,7 @@ class Place:
             [catalog]
             path = "{self.catalog}"
             [lvm]
-            devices = ["{self.disk}"]
+            devices = {f'["{self.disk}"]' if self.names_devices else "[]"}
             system_dir = "{self.run}/lvm"
             reserved_memory_kib = 512
             max_suspend = "{self.max_suspend}"

@@ -182,7 +182,7 @@ class FileDriver:
             needs_check=False,
         )
 
-    async def start(self, fronts: Sequence[FrontSpec]) -> None:
+    async def start(self, fronts: Sequence[FrontSpec]) -> Sequence[str]:
         """See `StorageDriver`. What cannot be as listed is left: the journal knows more of it."""
         await self._enter("start")
         listed = {front.volume_id for front in fronts}
@@ -190,10 +190,14 @@ class FileDriver:
             if path.name not in listed:
                 with suppress(InUse):
                     await self.disconnect(path.name)
+        problems = []
         for front in fronts:
             behind = await self.disk_behind(front.volume_id)
-            if self._tag(front.disk) is not None and behind in (None, front.disk):
+            if self._tag(front.disk) is None:
+                problems.append(f"volume {front.volume_id}: {front.disk} is missing")
+            elif behind in (None, front.disk):
                 await self.connect(front)
+        return problems
 
     async def disks(self) -> Mapping[str, int]:
         """See `StorageDriver`."""

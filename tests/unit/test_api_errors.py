@@ -23,6 +23,7 @@ SAMPLES: list[errors.BlockdError] = [
     errors.AuthenticationDenied("not_found"),
     errors.PermissionDenied("volume", "write"),
     errors.NoRoom("volume", 10, 9, "pool is full"),
+    errors.PoolUnfit("volume", 10, 9, "pool is ro"),
     errors.AlreadyExists("volume", "id", "other content"),
     errors.TransientState("volume", "id", "creating"),
     errors.WrongState("volume", "id", "error", "change"),

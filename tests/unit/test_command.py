@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +77,20 @@ def test_companion_reads_lines_and_ends_with_its_stdin() -> None:
         os.kill(pid, 0)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_companion_that_died_is_replaced_when_it_is_needed(tmp_path: Path) -> None:
+    heard = tmp_path / "heard"
+    script = f"while read -r line; do echo $$ $line >>{heard}; done"
+    with Companion(["/bin/sh", "-c", script]) as running:
+        first = running.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+        running.tell("hello")
+        assert running.pid != first
+        second = running.pid
+    assert heard.read_text() == f"{second} hello\n"
 
 
 def test_missing_tool_is_named_with_its_package() -> None:
