@@ -53,7 +53,7 @@ GUESS_S: Final = {NATIVE: 0.1, KERNEL: 3.0, LAB: 20.0}
 
 @dataclass
 class Unit:
-    """What one pytest process runs: all native tests, or a file or test of another kind.
+    """What one pytest process runs: native tests, or a file or test of another kind.
 
     Attributes:
         targets: files and node ids, as pytest takes them; none: all there are.
@@ -72,7 +72,7 @@ class Unit:
     @property
     def label(self) -> str:
         if self.kind == NATIVE:
-            return self.kind
+            return f"{self.kind} {self.name}".strip()
         file, _, test = self.name.partition("::")
         parameters = re.findall(r"\[.*\]$", test)
         return " ".join([self.kind, file, *(parameters or filter(None, [test]))])
@@ -170,8 +170,8 @@ class Run:
             del self._running[process]
             unit.counts = counts_of(unit.report)
             unit.counts["failed"] += not_told(unit.counts, process.returncode)
-            if unit.kind != NATIVE and not unit.counts["passed"] + unit.counts["failed"]:
-                # Here everything is there that a test may ask for: skipping all is no success.
+            if unit.kind == KERNEL and not unit.counts["passed"] + unit.counts["failed"]:
+                # A guest has all that a test may ask for: skipping everything is no success.
                 unit.counts["failed"], trouble = 1, ": all of it was skipped"
             if not self._stopped:
                 self._tell(unit, trouble or ending(process.returncode))
@@ -184,8 +184,7 @@ class Run:
             f"{summary(unit.counts)} in {unit.took_s:.0f} s{'' if ok else trouble}"
         )
         if not ok:
-            lines = unit.log.read_text("utf-8", "replace").splitlines()
-            say(f"---- the end of {unit.log.relative_to(ROOT)}", *lines[-SHOWN_LINES:], "----")
+            say(f"---- from {unit.log.relative_to(ROOT)}", *telling_lines(unit.log), "----")
 
 
 def end(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
@@ -203,6 +202,13 @@ def at_test(unit: Unit) -> str:
     lines = unit.log.read_text("utf-8", "replace").splitlines()
     tests = [line for line in lines if "::" in line]
     return tests[-1].rpartition("::")[2].strip() if tests else "starting"
+
+
+def telling_lines(log: Path) -> list[str]:
+    """What a log says of failures; its end, where it says nothing of the kind."""
+    lines = log.read_text("utf-8", "replace").splitlines()
+    starts = [n for n, line in enumerate(lines) if re.match(r"=+ (FAILURES|ERRORS) =+$", line)]
+    return lines[starts[0] :][:SHOWN_LINES] if starts else lines[-SHOWN_LINES:]
 
 
 def counts_of(report: Path) -> Counter[str]:
@@ -305,11 +311,18 @@ def close(units: list[Unit], all_wanted: bool) -> int:
     return int(bool(total["failed"] or missing or not ran.total()))
 
 
-def fast(pytest_arguments: list[str]) -> int:
-    """The native tests, with pytest's own output."""
+def fast(arguments: list[str]) -> int:
+    """The native tests: one pytest with its own output, or one on each CPU when all are wanted."""
+    cpus = two_cpus()
+    if not arguments and len(cpus) == 2:
+        files = sorted(ROOT.glob("tests/**/test_*.py"), key=lambda file: file.stat().st_size)
+        names = [str(file.relative_to(ROOT)) for file in files]
+        halves = [Unit(NATIVE, f"{n + 1} of 2", names[n::2]) for n in range(2)]
+        carry_out(halves, [], cpus)
+        return close(halves, all_wanted=False)
     unit = Unit(NATIVE, "", [])
     unit.report.unlink(missing_ok=True)
-    argv = [*PYTEST, "-q", "-m", MARKS[NATIVE], "--junitxml", str(unit.report), *pytest_arguments]
+    argv = [*PYTEST, "-q", "-m", MARKS[NATIVE], "--junitxml", str(unit.report), *arguments]
     began = time.monotonic()
     status = subprocess.run(argv, cwd=ROOT, check=False).returncode
     unit.took_s = time.monotonic() - began
@@ -318,12 +331,31 @@ def fast(pytest_arguments: list[str]) -> int:
     return close([unit], all_wanted=False)
 
 
-def main() -> int:
-    asked = parse()
-    BUILD.mkdir(exist_ok=True)
-    if asked.fast:
-        return fast([*asked.pytest, *asked.selected])
+def two_cpus() -> list[int]:
+    """Those that we may use, two at most."""
+    return sorted(os.sched_getaffinity(0))[:2]
+
+
+def carry_out(units: list[Unit], options: list[str], cpus: list[int]) -> None:
+    """Run all units, one on each CPU at a time, and say from time to time how it goes."""
+    say(f"{len(units)} parts on {len(cpus)} CPU(s), logs in build/")
     began = time.monotonic()
+    run = Run(units, options)
+    with ThreadPoolExecutor(len(cpus)) as pool:
+        workers = [pool.submit(run.work, cpu) for cpu in cpus]
+        try:
+            while wait(workers, NEWS_S).not_done:
+                run.news()
+        except BaseException:
+            run.stop()
+            raise
+        for worker in workers:
+            worker.result()
+    say("", f"all parts took {time.monotonic() - began:.0f} s")
+
+
+def everything(asked: argparse.Namespace) -> int:
+    """All three kinds."""
     known: dict[str, float] = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
     guests = [
         unit for kind in (KERNEL, LAB) for unit in units_of(kind, asked.pytest, asked.selected)
@@ -332,29 +364,24 @@ def main() -> int:
     # are the first to tell that something is wrong.
     guests.sort(key=lambda unit: unit.expected_s(known), reverse=True)
     units = [Unit(NATIVE, "", asked.selected), *guests]
-    cpus = sorted(os.sched_getaffinity(0))[:2]
-    say(f"{len(units)} parts on {len(cpus)} CPU(s), logs in build/")
-    run = Run(units, asked.pytest)
-    try:
-        with ThreadPoolExecutor(len(cpus)) as pool:
-            workers = [pool.submit(run.work, cpu) for cpu in cpus]
-            try:
-                while wait(workers, NEWS_S).not_done:
-                    run.news()
-            except BaseException:
-                run.stop()
-                raise
-            for worker in workers:
-                worker.result()
-    except KeyboardInterrupt:
-        say("test: interrupted")
-        return 130
+    carry_out(units, asked.pytest, two_cpus())
     took = {unit.label: round(unit.took_s, 1) for unit in units if not unit.counts["failed"]}
     DURATIONS.write_text(json.dumps(known | took, indent=1))
-    say("", f"all parts took {time.monotonic() - began:.0f} s")
     return close(units, all_wanted=not (asked.pytest or asked.selected))
 
 
+def main() -> int:
+    asked = parse()
+    BUILD.mkdir(exist_ok=True)
+    try:
+        return fast([*asked.pytest, *asked.selected]) if asked.fast else everything(asked)
+    except KeyboardInterrupt:
+        say("test: interrupted")
+        return 130
+
+
 if __name__ == "__main__":
+    # Ignored in a background job, which tests of Ctrl-C would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())
