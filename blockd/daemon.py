@@ -161,7 +161,9 @@ def _write_lvm_config(config: Config, folder: Path, devices: Sequence[str], udev
 @contextmanager
 def _lvm_over(config: Config, vg: str, devices: Sequence[str], udev: bool) -> Iterator[LvmCommands]:
     """LVM over other devices than the daemon's, in a configuration of its own."""
-    with tempfile.TemporaryDirectory(prefix="blockd-lvm-") as name:
+    beside = config.lvm.system_dir.parent
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="lvm-", dir=beside) as name:
         folder = Path(name)
         _write_lvm_config(config, folder, devices, udev)
         yield LvmCommands(

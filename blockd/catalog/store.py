@@ -17,7 +17,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
-from blockd.catalog.transaction import Counts, Transaction
+from blockd.catalog.counts import Counts
+from blockd.catalog.transaction import Transaction
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StartError
 from blockd.domain.intent import new_id

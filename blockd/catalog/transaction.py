@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from blockd.catalog.counts import CountsView
 from blockd.domain.idempotency import AnswerExists, FirstAnswer
 from blockd.domain.intent import Intent, Verb
 from blockd.domain.listing import OrderBy, Page, SnapshotFilter, VolumeFilter
@@ -35,44 +36,6 @@ _ORDERS: Final = {
     OrderBy.NAME_DESC: "{t}name DESC, {t}id DESC",
 }
 _IOPS_OF_TYPE: Final = {name: iops for iops, name in TYPE_OF_IOPS.items()}
-
-
-class Counts:
-    """Totals of list conditions since the last commit.
-
-    Counting walks every match, which a page of 100 out of 10,000 would pay each time; between two
-    commits the total cannot change.
-    """
-
-    def __init__(self) -> None:
-        self._totals: dict[tuple[str, tuple[object, ...]], int] = {}
-
-    def forget(self) -> None:
-        """Called after each commit; views that began before it go on filling what is dropped."""
-        self._totals = {}
-
-    def view(self) -> CountsView:
-        """What a read transaction that begins now may use."""
-        return CountsView(self._totals)
-
-
-class CountsView:
-    """The totals that are valid for one read transaction."""
-
-    _MOST = 256
-
-    def __init__(self, totals: dict[tuple[str, tuple[object, ...]], int]) -> None:
-        self._totals = totals
-
-    def total(self, connection: sqlite3.Connection, sql: str, args: Sequence[object]) -> int:
-        """The one number that `sql` selects."""
-        key = (sql, tuple(args))
-        known = self._totals.get(key)
-        if known is None:
-            (known,) = connection.execute(sql, args).fetchone()
-            if len(self._totals) < self._MOST:
-                self._totals[key] = known
-        return known
 
 
 class Transaction:
