@@ -63,7 +63,7 @@ def status(api: Api, kind: str, resource_id: str) -> str:
 def test_snapshot_whose_lvm_command_hangs_becomes_error_resumes_the_front_and_leaves_no_lv(
     place: Place,
 ) -> None:
-    place = dataclasses.replace(place, max_suspend="1s")
+    place = dataclasses.replace(place, max_suspend="3s")
     with Daemon(place) as daemon:
         api = daemon.api
         volume_id = api.create_volume("hang", 8 * MIB)
@@ -75,7 +75,7 @@ def test_snapshot_whose_lvm_command_hangs_becomes_error_resumes_the_front_and_le
             assert not is_suspended(volume_id)
             stamps.stamp(api.device(volume_id), 2)  # writes pass while LVM still hangs
             reason = api.host("GET", f"snapshots/{snapshot_id}")["error"]
-            assert "did not end within 1 s" in reason
+            assert "did not end within 3 s" in reason
         api.idle()
         expect_agreement(place)
         fine = api.snapshot("fine", volume_id)
@@ -96,7 +96,7 @@ def test_daemon_that_hangs_while_a_front_is_suspended_has_it_resumed_by_the_watc
             os.kill(daemon.pid, signal.SIGSTOP)
             try:
                 took_s = until(lambda: not is_suspended(volume_id))
-                assert took_s < 4
+                assert took_s < 10
             finally:
                 os.kill(daemon.pid, signal.SIGCONT)
         until(lambda: status(api, "snapshots", snapshot_id) == "error")
@@ -116,7 +116,7 @@ def test_daemon_killed_while_lvm_hangs_resumes_the_front_and_the_next_waits_for_
             snapshot_id = api.block("POST", "snapshots", body)["id"]
             until(lambda: is_suspended(volume_id))
             daemon.kill()
-            until(lambda: not is_suspended(volume_id), timeout_s=5)
+            until(lambda: not is_suspended(volume_id), timeout_s=10)
             second = subprocess.Popen(
                 ["python", "-m", "blockd", "--config", str(place.config)],
                 stderr=subprocess.DEVNULL,
@@ -303,4 +303,24 @@ def test_vg_that_is_extended_behind_our_back_goes_on_being_served(place: Place) 
         by_hand.lvm("vgreduce", VG, more)
         by_hand.lvm("pvremove", "--yes", more)
         daemon.api.idle()
+        expect_agreement(place)
+
+
+def test_table_that_a_crash_left_loaded_never_comes_to_life(place: Place) -> None:
+    def dmsetup(*argv: str) -> str:
+        done = subprocess.run(["/sbin/dmsetup", *argv], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    with Daemon(place) as daemon:
+        mine, other = (daemon.api.create_volume(name, 8 * MIB) for name in ("mine", "other"))
+        stamps.stamp(daemon.api.device(mine), 1)
+        stamps.stamp(daemon.api.device(other), 2)
+        daemon.kill()
+    dmsetup("suspend", f"blockd-{mine}")
+    dmsetup("load", f"blockd-{mine}", "--table", dmsetup("table", f"blockd-{other}"))
+    with Daemon(place) as daemon:
+        assert not is_suspended(mine)
+        stamps.expect(daemon.api.device(mine), 1)
+        daemon.api.snapshot("suspends and resumes", mine)
+        stamps.expect(daemon.api.device(mine), 1)
         expect_agreement(place)
