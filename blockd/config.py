@@ -160,6 +160,7 @@ def _first_fault(error: ValidationError) -> str:
         (".".join(str(part) for part in fault["loc"]), fault["type"], fault["msg"])
         for fault in error.errors()
     ]
+    faults.sort(key=lambda fault: fault[1] != "extra_forbidden")  # a misspelling explains the rest
     where, kind, message = faults[0]
     said = "unknown option" if kind == "extra_forbidden" else message.removeprefix("Value error, ")
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
