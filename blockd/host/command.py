@@ -160,13 +160,15 @@ class Companion:
     def _stop(self) -> None:
         if self._process is None or self._stdin is None:
             return
+        process, stdin = self._process, self._stdin
+        self._process = self._stdin = None
         with suppress(OSError):
-            self._stdin.close()
+            stdin.close()
         try:
-            self._process.wait(timeout=5)
+            process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait(timeout=5)
+            process.send_signal(signal.SIGKILL)
+            process.wait(timeout=5)
 
 
 @asynccontextmanager

@@ -11,11 +11,13 @@ import structlog
 
 from blockd.catalog import Catalog
 from blockd.domain.errors import StorageError, StorageOverdue
-from blockd.domain.intent import Intent
+from blockd.domain.intent import Intent, Verb
 from blockd.service.classes import StorageClasses
 from blockd.service.steps import Steps
 
 log = structlog.get_logger()
+
+_MADE_FROM_NOTHING = (Verb.CREATE_VOLUME, Verb.CREATE_SNAPSHOT)
 
 _FIRST_RETRY_S = 1.0
 _LAST_RETRY_S = 60.0
@@ -116,6 +118,8 @@ class Operations:
                 log.error("operation failed", reason=str(err), overdue=overdue)  # noqa: TRY400
                 return await self._steps.give_up(intent.id, err)
             except Exception as err:
+                if intent.verb not in _MADE_FROM_NOTHING:
+                    raise  # what users see of it may have changed already: only forward is safe
                 # Settled within the turn like a refusal: no later operation may come before it.
                 log.exception("operation failed unexpectedly")
                 reason = f"{type(err).__name__}: {err}"

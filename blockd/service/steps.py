@@ -13,7 +13,7 @@ from dataclasses import replace
 import structlog
 
 from blockd.catalog import Catalog, Transaction
-from blockd.domain.errors import InUse, StorageError
+from blockd.domain.errors import InUse, StorageError, StorageOverdue
 from blockd.domain.front import FrontSpec
 from blockd.domain.intent import Intent, Verb
 from blockd.domain.snapshot import Snapshot
@@ -218,6 +218,8 @@ class Steps:
         batch, keep = await self._catalog.read(lambda tx: _erasures(tx, intent))
         try:
             await self._erase_all(batch, keep, driver)
+        except StorageOverdue:
+            raise  # that command still runs
         except StorageError:
             if len(batch) == 1:
                 raise

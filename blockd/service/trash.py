@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -49,7 +50,7 @@ class Trash:
         self._catalog, self._classes, self._operations = catalog, classes, operations
         self._keep, self._gives_room = timedelta(seconds=keep_s), gives_room
         self._noticed = asyncio.Event()
-        self._room = asyncio.Lock()
+        self._room: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def throw(self, tx: Transaction, row: Volume | Snapshot) -> Intent | None:
         """Within the transaction that deletes it: keep a deleted row, or exchange it at once.
@@ -81,7 +82,9 @@ class Trash:
             NoRoom: there is none, and nothing (more) in the trash.
         """
         deadline = time.monotonic() + _ROOM_DEADLINE_S
-        async with self._room:  # or many requests at once would erase many times what is needed
+        async with self._room[
+            storage_class.name
+        ]:  # or many requests at once would erase many times what is needed
             while True:
                 try:
                     return await storage_class.check_pool(resource)

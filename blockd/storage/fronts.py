@@ -166,6 +166,9 @@ class Fronts:
                 if time.monotonic() - began > self._max_suspend_s / 2:
                     raise StorageOverdue("suspending the volume took too long to swap its disk")
                 await self._load(uuid, lower, size_bytes)
+                if time.monotonic() - began >= self._max_suspend_s:
+                    # The watchdog may have resumed the front before the load, for others to open.
+                    raise StorageOverdue("loading the new table took too long to swap the disk")
 
     async def disconnect(self, volume_id: str) -> None:
         """Remove the front, if there is one.
@@ -214,7 +217,7 @@ class Fronts:
             await asyncio.shield(suspending)
             yield
         except BaseException:
-            await asyncio.shield(self._resume_after(suspending, uuid, drop_loaded=True))
+            await asyncio.shield(self._resume_after(suspending, uuid, drop_loaded=not freeze))
             raise
         await asyncio.shield(self._resume_after(suspending, uuid, drop_loaded=False))
         suspended_s = time.monotonic() - began

@@ -82,9 +82,19 @@ class LvmCommands:
         self, lv: str, origin: str, tag: str, *, timeout_s: float | None = None
     ) -> None:
         """A read-only thin snapshot, inactive."""
-        await self._change(
+        # Not `_change`, which looks for disks: the origin's front is suspended meanwhile.
+        await self._run(
             "lvcreate",
-            *("--snapshot", "--permission", "r", "--setactivationskip", "y", "--activate", "n"),
+            *(
+                "--yes",
+                "--snapshot",
+                "--permission",
+                "r",
+                "--setactivationskip",
+                "y",
+                "--activate",
+                "n",
+            ),
             *("--addtag", tag, "--name", lv, f"{self.vg}/{origin}"),
             timeout_s=timeout_s,
         )
@@ -173,14 +183,19 @@ class LvmCommands:
         output = await self._run("vgs", *_JSON, "--options", "vg_free,vg_extent_size", self.vg)
         return parse_vg_bytes(output.stdout)
 
-    async def _change(self, verb: str, *args: str, timeout_s: float | None = None) -> None:
-        try:
-            await self._run(verb, "--yes", *args, timeout_s=timeout_s)
-        except LvmFailed as err:
-            if self._find_disks is None or not err.misses_disks:
-                raise
+    async def find_disks(self) -> None:
+        """Look again which disks hold our volume groups."""
+        if self._find_disks is not None:
             await self._find_disks()
-            await self._run(verb, "--yes", *args, timeout_s=timeout_s)
+
+    async def _change(self, verb: str, *args: str) -> None:
+        try:
+            await self._run(verb, "--yes", *args)
+        except LvmFailed as err:
+            if not err.misses_disks:
+                raise
+            await self.find_disks()
+            await self._run(verb, "--yes", *args)
 
     async def _run(self, verb: str, *args: str, timeout_s: float | None = None) -> Output:
         name = f"lvm {verb}"

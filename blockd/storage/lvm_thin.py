@@ -6,13 +6,15 @@ caller names it, who knows it from the catalog; LVs of others in the volume grou
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from blockd.domain.effects import SideEffects
-from blockd.domain.errors import StartError, StorageError, StorageOverdue
+from blockd.domain.errors import InUse, StartError, StorageError, StorageOverdue
 from blockd.domain.front import FrontSpec
 from blockd.domain.pool import PoolUse
 from blockd.domain.units import SECTOR_BYTES
@@ -24,6 +26,8 @@ from blockd.storage.lvm_commands import LvmCommands, LvmFailed
 from blockd.storage.lvm_report import LogicalVolume
 from blockd.storage.pool_status import PoolStatus, parse_pool_status
 from blockd.storage.vg_queue import VgQueue
+
+_STATUS_DEADLINE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +66,14 @@ class LvmThin:
         self._settings, self._lvm, self._fronts, self._mapper = settings, lvm, fronts, mapper
         self._queue = queue
         self._tag = f"blockd.{catalog_id}"
+        self._status_threads = ThreadPoolExecutor(2, "pool-status")
         self._pool_uuid = ""
         self._chunk_bytes = 0
         self.vg_uuid = ""
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._status_threads.shutdown(wait=False)
 
     def turn(self) -> AbstractAsyncContextManager[None]:
         return self._queue.turn()
@@ -131,7 +140,11 @@ class LvmThin:
             await make()
         except StorageOverdue:
             raise
-        except StorageError:
+        except StorageError as err:
+            if isinstance(err, LvmFailed) and err.misses_disks:
+                await self._lvm.find_disks()
+                await make()
+                return
             remains = await self._found(disk)
             if remains is None:
                 raise
@@ -205,9 +218,17 @@ class LvmThin:
         )
 
     async def _pool_status(self) -> PoolStatus:
-        # In a thread: the kernel answers when the pool's metadata lock is free, and on a disk that
-        # hangs it never is.
-        (target,) = await self._fronts.in_thread(lambda: self._mapper.status(self._pool_uuid))
+        # In a thread of its own: the kernel answers when the pool's metadata lock is free, and on a
+        # disk that hangs it never is.
+        loop = asyncio.get_running_loop()
+        asking = loop.run_in_executor(self._status_threads, self._mapper.status, self._pool_uuid)
+        try:
+            async with asyncio.timeout(_STATUS_DEADLINE_S):
+                (target,) = await asking
+        except TimeoutError:
+            raise StorageError(
+                f"pool {self._settings.vg}/{self._settings.pool} does not answer: does a disk hang?"
+            ) from None
         return parse_pool_status(target.params)
 
     # start
@@ -250,7 +271,10 @@ class LvmThin:
         there = self._fronts.ours()
         for volume_id, info in there.items():
             if volume_id not in wanted and info.open_count == 0:
-                await self._fronts.disconnect(volume_id)
+                try:
+                    await self._fronts.disconnect(volume_id)
+                except (InUse, StorageError) as err:
+                    problems.append(f"front of no volume: {err}")
         for volume_id, front in wanted.items():
             lower = self._active(front.disk)
             # A front over another disk is a revert's, cut short between swap and commit: the
@@ -260,7 +284,7 @@ class LvmThin:
             elif self._fronts.number_behind(volume_id) in (None, lower.number):
                 try:
                     await self._fronts.connect(volume_id, lower, front.size_bytes)
-                except StorageError as err:
+                except (StorageError, OSError) as err:
                     problems.append(f"volume {volume_id}: {err}")
         return problems
 
@@ -318,9 +342,10 @@ async def open_lvm_thin(
         owner=front_owner(settings.name, catalog_id),
         max_suspend_s=settings.max_suspend_s,
     )
+    driver = LvmThin(settings, catalog_id, lvm, fronts, mapper, queue)
     try:
-        driver = LvmThin(settings, catalog_id, lvm, fronts, mapper, queue)
         await driver.open()
         yield driver
     finally:
+        driver.close()
         fronts.close()

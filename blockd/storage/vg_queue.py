@@ -34,7 +34,11 @@ class VgQueue:
     def keep_until(self, end: Awaitable[object]) -> None:
         """The present turn does not end before `end`: an LVM command outlived its deadline."""
 
+        earlier = self._keeper
+
         async def keep() -> None:
+            if earlier is not None:
+                await earlier
             await end
 
         self._keeper = asyncio.create_task(keep(), name="late LVM command")

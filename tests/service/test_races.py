@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from blockd.domain.errors import BlockdError, NoRoom, PoolUnfit, TransientState
+from blockd.domain.front import FrontSpec
 from blockd.domain.pool import PoolUse
 from blockd.domain.states import Status
 from blockd.domain.units import MIB
@@ -155,6 +156,27 @@ async def test_unexpected_error_settles_the_resource_within_its_turn(
     assert volume.error == "OSError: too many open files"
     await rest(run)
     assert volume.disk not in await run.driver.disks()
+
+
+async def test_unexpected_error_of_a_growth_is_tried_again_until_it_is_true(
+    run: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The front may be larger already, and in use: the old size would be a lie."""
+    monkeypatch.setattr("blockd.service.operations._FIRST_RETRY_S", 0.01)
+    volume = await made(run)
+    connect = run.driver.connect
+
+    async def grow_and_fail(front: FrontSpec) -> None:
+        monkeypatch.setattr(run.driver, "connect", connect)
+        await connect(front)
+        raise OSError("no space left for a link")
+
+    monkeypatch.setattr(run.driver, "connect", grow_and_fail)
+    await run.service.volumes.change(volume.id, VolumeChange(size_bytes=2 * SIZE))
+    await rest(run)
+    after = await run.service.volumes.get(volume.id)
+    assert (after.size_bytes, after.error) == (2 * SIZE, None)
+    await expect_front_as_catalog_says(run, volume.id)
 
 
 async def test_start_with_a_missing_disk_serves_the_others_and_says_so(tmp_path: Path) -> None:

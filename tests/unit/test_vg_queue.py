@@ -37,3 +37,18 @@ async def test_waiting_time_is_told_for_each_turn() -> None:
         pass
     assert len(waited) == 2
     assert all(seconds >= 0 for seconds in waited)
+
+
+async def test_two_late_commands_keep_the_turn_until_both_have_ended() -> None:
+    queue = VgQueue(lambda _: None)
+    first, second = asyncio.Event(), asyncio.Event()
+    async with queue.turn():
+        queue.keep_until(first.wait())
+        queue.keep_until(second.wait())
+    second.set()
+    waiting = asyncio.create_task(queue.turn().__aenter__())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    first.set()
+    await waiting
