@@ -85,16 +85,8 @@ class LvmCommands:
         # Not `_change`, which looks for disks: the origin's front is suspended meanwhile.
         await self._run(
             "lvcreate",
-            *(
-                "--yes",
-                "--snapshot",
-                "--permission",
-                "r",
-                "--setactivationskip",
-                "y",
-                "--activate",
-                "n",
-            ),
+            *("--yes", "--snapshot", "--permission", "r"),
+            *("--setactivationskip", "y", "--activate", "n"),
             *("--addtag", tag, "--name", lv, f"{self.vg}/{origin}"),
             timeout_s=timeout_s,
         )
