@@ -26,6 +26,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
+#: Made by scripts/setup; what it does stands in xstate.c.
+XSTATE: Final = Path(__file__).resolve().parents[2] / ".venv/lib/lab-xstate.so"
+
 GUEST: Final = Path(__file__).resolve().parents[1] / "lab-guest"
 BOOT_S: Final = 60.0
 END_S: Final = 10.0
@@ -155,6 +158,8 @@ def exec_kernel(machine: Machine, wires: Wires) -> NoReturn:
     os.dup2(wires.log, 2)
     env = {"PATH": "/usr/bin:/bin", "HOME": str(machine.folder)}
     env["TMPDIR"] = str(machine.memory_folder)
+    if XSTATE.exists():
+        env["LD_PRELOAD"] = str(XSTATE)
     os.execve(machine.kernel, kernel_argv(machine, wires), env)
 
 
