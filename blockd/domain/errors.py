@@ -135,5 +135,39 @@ class RollbackFailed(StorageError):
         self.cause, self.undo_error = cause, undo_error
 
 
+class ImageRefused(BlockdError):
+    """An object is no image that may be imported; the message says why."""
+
+
+class ObjectStoreError(BlockdError):
+    """Object storage cannot do what is asked; the message names what is wrong and the next step."""
+
+
+class StoreUnavailable(ObjectStoreError):
+    """The server does not answer, or not as an S3 server; it was tried again for a while."""
+
+
+class BucketUnfit(ObjectStoreError):
+    """The bucket does not exist, lies in another region, or may not be used."""
+
+
+class ObjectMissing(ObjectStoreError):
+    """There is no such object."""
+
+    def __init__(self, bucket: str, key: str) -> None:
+        super().__init__(f"there is no object s3://{bucket}/{key}: see the key, or export first")
+
+
+class ObjectChanged(ObjectStoreError):
+    """The object was replaced or removed while it was being read."""
+
+    def __init__(self, bucket: str, key: str) -> None:
+        super().__init__(f"s3://{bucket}/{key} was replaced while it was being read: begin again")
+
+
+class UploadGone(ObjectStoreError):
+    """There is no such upload: completed, aborted, or its bucket removed."""
+
+
 class StartError(BlockdError):
     """blockd cannot start; the message says what is missing and what to do, in one line."""

@@ -19,7 +19,10 @@ class ParentVolume:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One row of the catalog. `disk` is the LV with its bytes; `parent` is null when it is gone."""
+    """One row of the catalog. `disk` is the LV with its bytes; `parent` is null when it is gone.
+
+    `content_digest` is known once it was exported or imported (`transfer/digest.py`).
+    """
 
     id: str
     project_id: str
@@ -36,6 +39,7 @@ class Snapshot:
     updated_at: str
     deleted_at: str | None = None
     error: str | None = None
+    content_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ class Event(StrEnum):
     FAILED = "failed"
     CHANGE = "change"
     CHANGED = "changed"
+    EXPORT = "export"
+    EXPORTED = "exported"
     DELETE = "delete"
     UNDELETE = "undelete"
     UNDELETE_BROKEN = "undelete_broken"
@@ -57,6 +59,9 @@ VOLUME_MOVES: Final[Mapping[tuple[Status, Event], Status]] = {
 SNAPSHOT_MOVES: Final[Mapping[tuple[Status, Event], Status]] = {
     (CREATING, Event.CREATED): AVAILABLE,
     (CREATING, Event.FAILED): ERROR,
+    (AVAILABLE, Event.EXPORT): EXPORTING,
+    (EXPORTING, Event.EXPORTED): AVAILABLE,
+    (EXPORTING, Event.FAILED): AVAILABLE,  # the snapshot itself is whole; the job says why
     (AVAILABLE, Event.DELETE): DELETED,
     (ERROR, Event.DELETE): DELETED,
     (DELETED, Event.UNDELETE): AVAILABLE,

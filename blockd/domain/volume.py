@@ -71,3 +71,14 @@ class Device:
 
     path: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDisk:
+    """A disk that blockd itself reads or writes: a path to open, and how many bytes are there.
+
+    `size_bytes` is the disk's own, in whole extents: at least the volume's.
+    """
+
+    path: str
+    size_bytes: int

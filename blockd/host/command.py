@@ -18,8 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from blockd.domain.errors import StartError
+from blockd.domain.errors import StartError, StorageError
 
+_TERM_S = 5.0
+_MOST_COMPLAINT_BYTES = 64 * 1024
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -35,8 +37,13 @@ class Output:
 class Child:
     """A running process that may outlive the wish to wait for it."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str], descriptors: Sequence[int] = ()
+    ) -> None:
         """Start `argv` (absolute path first) in a session of its own, with just `env`.
+
+        Args:
+            descriptors: are inherited, under the same numbers.
 
         Raises:
             OSError: it cannot be started.
@@ -52,6 +59,7 @@ class Child:
                 stderr=self._stderr,
                 env={"LC_ALL": "C", "PATH": _SEARCH_PATH, **env},
                 cwd="/",
+                pass_fds=descriptors,
                 start_new_session=True,  # a Ctrl-C at the daemon's terminal is not for the child
             )
         except BaseException:
@@ -87,10 +95,92 @@ class Child:
         async with asyncio.timeout(timeout_s):
             return await asyncio.shield(self._end)
 
+    async def end(self) -> None:
+        """See that it is gone: TERM, and KILL after 5 s. Not for LVM, which is never signalled."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if not self.has_ended:
+                self._process.send_signal(number)
+            try:
+                await self.wait(_TERM_S)
+            except TimeoutError:
+                continue
+            return
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     @property
     def has_ended(self) -> bool:
         """Whether `wait` would answer at once."""
         return self._end.done()
+
+
+@asynccontextmanager
+async def running(
+    argv: Sequence[str], env: Mapping[str, str], descriptors: Sequence[int] = ()
+) -> AsyncIterator[Child]:
+    """A `Child` that does not outlive the block."""
+    child = Child(argv, env, descriptors)
+    try:
+        yield child
+    finally:
+        await asyncio.shield(child.end())
+
+
+@asynccontextmanager
+async def lines_of(argv: Sequence[str], *, silence_s: float) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The lines of a program's standard output as they come; memory holds one of them.
+
+    Leaving the block early ends the program.
+
+    Raises:
+        CommandFailed: it ended with another status than 0, after its last line.
+        TimeoutError: it said nothing for `silence_s`.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={"LC_ALL": "C", "PATH": _SEARCH_PATH},
+        cwd="/",
+        start_new_session=True,
+    )
+    if process.stdout is None or process.stderr is None:
+        raise RuntimeError("no pipes")
+    complaints = asyncio.create_task(process.stderr.read(_MOST_COMPLAINT_BYTES))
+
+    async def lines(output: asyncio.StreamReader) -> AsyncIterator[bytes]:
+        while True:
+            async with asyncio.timeout(silence_s):
+                line = await output.readline()
+            if not line:
+                break
+            yield line
+        async with asyncio.timeout(silence_s):
+            if await process.wait() != 0:
+                raise CommandFailed(argv[0], process.returncode or 0, await complaints)
+
+    try:
+        yield lines(process.stdout)
+    finally:
+        complaints.cancel()
+        if process.returncode is None:
+            process.kill()
+            await asyncio.shield(process.wait())
+
+
+class CommandFailed(StorageError):
+    """A program ended with another status than 0."""
+
+    def __init__(self, program: str, returncode: int, stderr: bytes) -> None:
+        told = [line.strip() for line in stderr.decode(errors="replace").splitlines()]
+        last = next((line for line in reversed(told) if line), "")
+        how = f"signal {-returncode}" if returncode < 0 else f"status {returncode}"
+        super().__init__(f"{Path(program).name} ended with {how}: {last or 'no word'}")
+        self.returncode = returncode
 
 
 def _content(descriptor: int) -> bytes:

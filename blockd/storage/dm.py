@@ -26,7 +26,9 @@ _TARGET: Final = struct.Struct("=Q Q i I 16s")
 _NAME_ENTRY: Final = struct.Struct("=Q I")
 
 _LIST, _CREATE, _REMOVE, _SUSPEND, _STATUS, _LOAD, _CLEAR, _TABLE = 2, 3, 4, 6, 7, 9, 10, 12
+_MESSAGE = 14
 
+_READONLY_FLAG = 1 << 0
 _SUSPEND_FLAG = 1 << 1
 _STATUS_TABLE_FLAG = 1 << 4
 _ACTIVE_PRESENT_FLAG = 1 << 5
@@ -48,6 +50,7 @@ class DeviceInfo:
     open_count: int
     suspended: bool
     has_table: bool
+    read_only: bool = False
 
     @property
     def number(self) -> str:
@@ -164,6 +167,13 @@ class DeviceMapper:
         with self._effects.around("dm resume"):
             self._call(_SUSPEND, uuid=uuid)
 
+    def message(self, uuid: str, text: str) -> None:
+        """Tell the target at sector 0 something, e.g. `reserve_metadata_snap`."""
+        # struct dm_target_msg: the sector, then the text.
+        payload = struct.pack("=Q", 0) + text.encode() + b"\0"
+        with self._effects.around(f"dm message {text}"):
+            self._call(_MESSAGE, uuid=uuid, payload=payload + b"\0" * (-len(payload) % 8))
+
     def remove(self, uuid: str) -> bool:
         """Remove the device.
 
@@ -200,6 +210,7 @@ class DeviceMapper:
             fields.open_count,
             bool(fields.flags & _SUSPEND_FLAG),
             bool(fields.flags & _ACTIVE_PRESENT_FLAG),
+            bool(fields.flags & _READONLY_FLAG),
         )
 
     def _names(self) -> Iterator[str]:
@@ -272,6 +283,7 @@ _VERBS: Final = {
     _LOAD: "load a table into",
     _CLEAR: "clear the table of",
     _TABLE: "read the table of",
+    _MESSAGE: "send a message to",
 }
 
 

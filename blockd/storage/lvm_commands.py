@@ -110,9 +110,9 @@ class LvmCommands:
         """Read-only and inactive; LVM refuses when it is read-only already."""
         await self._change("lvchange", "--permission", "r", "--activate", "n", f"{self.vg}/{lv}")
 
-    async def deactivate(self, lv: str) -> None:
-        """Inactive; no-op when it is."""
-        await self._change("lvchange", "--activate", "n", f"{self.vg}/{lv}")
+    async def deactivate(self, lvs: Sequence[str]) -> None:
+        """Inactive, all in one process; no-op for those that are."""
+        await self._change("lvchange", "--activate", "n", *(f"{self.vg}/{lv}" for lv in lvs))
 
     async def activate(self, lvs: Sequence[str]) -> None:
         """All in one process."""

@@ -13,18 +13,20 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from blockd.domain.allocation import Allocation
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import InUse, StartError, StorageError, StorageOverdue
 from blockd.domain.front import FrontSpec
 from blockd.domain.pool import PoolUse
 from blockd.domain.units import SECTOR_BYTES
-from blockd.domain.volume import Device
+from blockd.domain.volume import Device, OpenDisk
 from blockd.host.command import Companion
 from blockd.storage.dm import DeviceMapper, lv_device_name, lv_of_device_name
 from blockd.storage.fronts import Fronts, Lower, front_owner
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
 from blockd.storage.lvm_report import LogicalVolume
 from blockd.storage.pool_status import PoolStatus, parse_pool_status
+from blockd.storage.thin_reading import ThinReading
 from blockd.storage.vg_queue import VgQueue
 
 _STATUS_DEADLINE_S = 10.0
@@ -65,6 +67,9 @@ class LvmThin:
     ) -> None:
         self._settings, self._lvm, self._fronts, self._mapper = settings, lvm, fronts, mapper
         self._queue = queue
+        self._reading = ThinReading(
+            settings.vg, settings.pool, lvm, mapper, queue.turn, self._lower
+        )
         self._tag = f"blockd.{catalog_id}"
         self._status_threads = ThreadPoolExecutor(2, "pool-status")
         self._pool_uuid = ""
@@ -125,7 +130,7 @@ class LvmThin:
             found = await self._found(disk)
             if found is None or found.writable:
                 raise
-            await self._lvm.deactivate(disk)
+            await self._lvm.deactivate([disk])
 
     async def erase(self, disks: Sequence[str]) -> None:
         if disks:
@@ -160,6 +165,17 @@ class LvmThin:
 
     def _ours(self, lv: LogicalVolume) -> bool:
         return self._tag in lv.tags
+
+    # reading and writing them ourselves
+
+    def reading(self, disk: str) -> AbstractAsyncContextManager[OpenDisk]:
+        return self._reading.reading(disk)
+
+    def writing(self, disk: str) -> AbstractAsyncContextManager[OpenDisk]:
+        return self._reading.writing(disk)
+
+    async def allocation(self, disk: str, size_bytes: int) -> Allocation | None:
+        return await self._reading.allocation(disk, size_bytes, self._pool_uuid)
 
     # fronts
 
@@ -263,7 +279,7 @@ class LvmThin:
             await self._lvm.activate([pool_name])
 
     async def start(self, fronts: Sequence[FrontSpec]) -> list[str]:
-        problems: list[str] = []
+        problems = await self._put_away_leftovers()
         missing = [front.disk for front in fronts if self._active(front.disk) is None]
         if missing:
             problems += await self._activate_what_exists(missing)
@@ -287,6 +303,21 @@ class LvmThin:
                 except (StorageError, OSError) as err:
                     problems.append(f"volume {volume_id}: {err}")
         return problems
+
+    async def _put_away_leftovers(self) -> list[str]:
+        """What a crash left of a disk being read; whoever needs one of them activates it again."""
+        try:
+            if (await self._pool_status()).holds_snapshot:
+                await self._reading.release_leftover(self._pool_uuid)
+            if active := self._reading.left_active():
+                disks = {
+                    lv_device_name(self._settings.vg, disk): disk for disk in await self.disks()
+                }
+                if ours := [disks[info.name] for info in active if info.name in disks]:
+                    await self._lvm.deactivate(ours)
+        except StorageError as err:
+            return [str(err)]
+        return []
 
     async def _activate_what_exists(self, disks: Sequence[str]) -> list[str]:
         """All in one process; one more if that fails because some are gone.

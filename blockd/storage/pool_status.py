@@ -19,6 +19,7 @@ class PoolStatus:
     Attributes:
         transaction_id: counts what LVM made and removed; tells whether the kernel took part.
         mode: `rw`, `ro`, `out_of_data_space`, or `fail` when the kernel gave the pool up.
+        holds_snapshot: of its metadata (the held root): somebody reserved it.
     """
 
     transaction_id: int
@@ -28,6 +29,7 @@ class PoolStatus:
     data_blocks: int
     mode: str
     needs_check: bool
+    holds_snapshot: bool = False
 
 
 def parse_pool_status(params: str) -> PoolStatus:
@@ -52,6 +54,7 @@ def parse_pool_status(params: str) -> PoolStatus:
             data_blocks=int(data_total),
             mode=fields[4],
             needs_check="needs_check" in fields,
+            holds_snapshot=fields[3] != "-",
         )
     except (IndexError, ValueError) as err:
         raise StorageError(f"the kernel's status of the pool cannot be read: {params!r}") from err

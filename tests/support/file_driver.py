@@ -11,15 +11,16 @@ import fcntl
 import json
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from blockd.domain.allocation import Allocation
 from blockd.domain.errors import InUse, StorageError
 from blockd.domain.pool import PoolUse
 from blockd.domain.units import GIB, MIB
-from blockd.domain.volume import Device
+from blockd.domain.volume import Device, OpenDisk
 from blockd.service.ports import FrontSpec
 
 #: Disks are whole extents, as LVM's are, so that exact sizes are the front's merit.
@@ -166,6 +167,31 @@ class FileDriver:
     def device(self, front: FrontSpec) -> Device:
         """See `StorageDriver`."""
         return Device(str(self._front_path(front.volume_id)), front.size_bytes)
+
+    @asynccontextmanager
+    async def reading(self, disk: str) -> AsyncIterator[OpenDisk]:
+        """See `StorageDriver`."""
+        await self._enter("reading")
+        tag = self._need(disk)
+        yield OpenDisk(str(self._disk_path(disk)), tag.size_bytes)
+
+    @asynccontextmanager
+    async def writing(self, disk: str) -> AsyncIterator[OpenDisk]:
+        """See `StorageDriver`."""
+        await self._enter("writing")
+        tag = self._need(disk)
+        if self._is_behind_front(disk):
+            raise StorageError(f"{disk} is behind a front")
+        yield OpenDisk(str(self._disk_path(disk)), tag.size_bytes)
+
+    async def allocation(self, disk: str, size_bytes: int) -> Allocation | None:
+        """See `StorageDriver`; a file system's own blocks."""
+        await self._enter("allocation")
+        allocation = Allocation(size_bytes)
+        with self._disk_path(disk).open("rb") as file:
+            for offset, end in _data_ranges(file.fileno()):
+                allocation.add(offset, end - offset)
+        return allocation
 
     async def pool(self) -> PoolUse:
         """See `StorageDriver`; what files share in a thin pool is counted for each here."""
@@ -322,17 +348,21 @@ def _whole_extents(size_bytes: int) -> int:
 def _copy_data(source: Path, target: Path) -> None:
     """Copy what is allocated; holes stay holes. The target is an empty file, long enough."""
     with source.open("rb") as reader, target.open("r+b") as writer:
-        end = os.fstat(reader.fileno()).st_size
-        offset = 0
-        while offset < end:
-            try:
-                offset = os.lseek(reader.fileno(), offset, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
-                    return
-                raise
-            hole = os.lseek(reader.fileno(), offset, os.SEEK_HOLE)
-            while offset < hole:
-                offset += os.copy_file_range(
-                    reader.fileno(), writer.fileno(), hole - offset, offset, offset
-                )
+        for offset, end in _data_ranges(reader.fileno()):
+            at = offset
+            while at < end:
+                at += os.copy_file_range(reader.fileno(), writer.fileno(), end - at, at, at)
+
+
+def _data_ranges(descriptor: int) -> Iterator[tuple[int, int]]:
+    """(begin, end) of what is no hole, ascending."""
+    size, hole = os.fstat(descriptor).st_size, 0
+    while hole < size:
+        try:
+            offset = os.lseek(descriptor, hole, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                return
+            raise
+        hole = os.lseek(descriptor, offset, os.SEEK_HOLE)
+        yield offset, hole

@@ -1,0 +1,130 @@
+"""Reading the disks of a thin pool ourselves: activation for as long as somebody reads, and which
+chunks a disk has.
+
+dm-thin's metadata can be read while the pool is in use from a snapshot that the kernel keeps of
+them, one at a time (Linux, thin-provisioning.rst, `reserve_metadata_snap`). A crash may leave a
+disk active, or the snapshot reserved: both are put right at the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import structlog
+
+from blockd.domain.allocation import Allocation
+from blockd.domain.errors import StorageError
+from blockd.domain.volume import OpenDisk
+from blockd.host.command import find_tool, lines_of
+from blockd.host.uevents import wait_for_node
+from blockd.storage.dm import DeviceInfo, DeviceMapper, lv_device_name
+from blockd.storage.fronts import Lower
+from blockd.storage.lvm_commands import LvmCommands
+from blockd.storage.thin_dump import ThinDump
+
+log = structlog.get_logger()
+
+_SILENCE_S = 60.0
+
+
+class ThinReading:
+    """The disks of one class that are open for reading. Raises StartError without thin_dump."""
+
+    def __init__(
+        self,
+        vg: str,
+        pool: str,
+        lvm: LvmCommands,
+        mapper: DeviceMapper,
+        turn: Callable[[], AbstractAsyncContextManager[None]],
+        lower: Callable[[str], Awaitable[Lower]],
+    ) -> None:
+        """`lower` is the driver's: the device of a disk, activated within a turn if need be."""
+        self._vg, self._pool, self._lvm, self._mapper = vg, pool, lvm, mapper
+        self._turn, self._lower = turn, lower
+        self._thin_dump = find_tool("thin_dump", "thin-provisioning-tools")
+        self._readers: Counter[str] = Counter()
+        self._metadata_snapshot = asyncio.Lock()
+
+    @asynccontextmanager
+    async def reading(self, disk: str) -> AsyncIterator[OpenDisk]:
+        """See the port."""
+        self._readers[disk] += 1
+        try:
+            async with self._turn():
+                lower = await self._lower(disk)
+            yield await self._opened(lower)
+        finally:
+            self._readers[disk] -= 1
+            # Not to be cancelled: who leaves, however, leaves the disk put away.
+            await asyncio.shield(self._put_away(disk))
+
+    @asynccontextmanager
+    async def writing(self, disk: str) -> AsyncIterator[OpenDisk]:
+        """See the port. The disk stays active: `seal` puts it away."""
+        async with self._turn():
+            lower = await self._lower(disk)
+        yield await self._opened(lower)
+
+    async def allocation(self, disk: str, size_bytes: int, pool_uuid: str) -> Allocation:
+        """See the port. Costs no LVM process."""
+        device = self._device_id(disk)
+        metadata = f"/dev/mapper/{lv_device_name(self._vg, f'{self._pool}_tmeta')}"
+        dump = ThinDump(size_bytes)
+        async with self._metadata_snapshot:
+            # Reserving commits the pool's metadata first: what was written is in it.
+            await asyncio.to_thread(self._mapper.message, pool_uuid, "reserve_metadata_snap")
+            try:
+                argv = (self._thin_dump, "--metadata-snap", "--dev-id", device, metadata)
+                async with lines_of(argv, silence_s=_SILENCE_S) as lines:
+                    async for line in lines:
+                        dump.take(line)
+            except TimeoutError:
+                raise StorageError(f"thin_dump said nothing for {_SILENCE_S:g} s") from None
+            finally:
+                await asyncio.shield(self._release(pool_uuid))
+        return dump.finish()
+
+    async def _release(self, pool_uuid: str) -> None:
+        await asyncio.to_thread(self._mapper.message, pool_uuid, "release_metadata_snap")
+
+    async def release_leftover(self, pool_uuid: str) -> None:
+        """At start: give back the metadata snapshot that a crash left reserved."""
+        log.warning("releasing the metadata snapshot that was left reserved", pool=self._pool)
+        await self._release(pool_uuid)
+
+    def _device_id(self, disk: str) -> str:
+        """Its number within the pool: `thin <pool> <number>` (thin-provisioning.rst)."""
+        info = self._mapper.info_of_name(lv_device_name(self._vg, disk))
+        if info is None:
+            raise StorageError(f"LV {self._vg}/{disk} is not active")
+        (target,) = self._mapper.table(info.uuid)
+        fields = target.params.split()
+        if target.kind != "thin" or len(fields) != 2:
+            raise StorageError(f"LV {self._vg}/{disk} is no thin volume with one parent")
+        return fields[1]
+
+    async def _opened(self, lower: Lower) -> OpenDisk:
+        node = Path(f"/dev/dm-{lower.number.partition(':')[2]}")
+        await wait_for_node(node)
+        return OpenDisk(str(node), lower.size_bytes)
+
+    async def _put_away(self, disk: str) -> None:
+        try:
+            async with self._turn():
+                # Asked only now: somebody may have come to read it while this waited.
+                if not self._readers[disk]:
+                    del self._readers[disk]
+                    await self._lvm.deactivate([disk])
+        except StorageError as err:
+            log.warning("a disk stays active until the next start", disk=disk, reason=str(err))
+
+    def left_active(self) -> list[DeviceInfo]:
+        """Active, read-only and closed devices with names of ours, snapshots all: no process."""
+        prefix = lv_device_name(self._vg, "blockd-")
+        devices = self._mapper.devices(prefix)
+        return [info for info in devices if info.read_only and info.open_count == 0]
