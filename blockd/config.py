@@ -13,7 +13,7 @@ from uuid import UUID
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from blockd.domain.errors import StartError
-from blockd.domain.units import parse_duration_s
+from blockd.domain.units import MIB, parse_duration_s, parse_size
 
 _UUID = Annotated[str, BeforeValidator(lambda text: str(UUID(text)))]
 _LVM_NAME = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,60}$")]
@@ -25,6 +25,14 @@ def _seconds(value: object) -> object:
 
 #: A duration as text (`30s`, `24h`) or a number of seconds.
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+
+
+def _bytes(value: object) -> object:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+#: A size as text (`16MiB`, `10TB`) or a number of bytes.
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 
 
 class _Section(BaseModel):
@@ -97,6 +105,32 @@ class TrashSection(_Section):
     policy: Literal["refuse", "trash"] = "trash"
 
 
+class ObjectStorageSection(_Section):
+    """The S3 server that snapshots are exported to and imported from."""
+
+    endpoint: str = Field(pattern=r"^https?://[^/?#@]+/?$")
+    region: str = Field("us-east-1", pattern=r"^[a-z0-9-]{1,63}$")
+    style: Literal["path", "virtual"] = "path"
+    ca_file: Path | None = None
+    credentials: Path | None = None
+
+
+class TransfersSection(_Section):
+    """How exports and imports are carried out."""
+
+    concurrency: int = Field(2, ge=1, le=64)
+    parallel: int = Field(4, ge=1, le=64)
+    part_size: Bytes = Field(16 * MIB, ge=5 * MIB, le=1024 * MIB)
+    max_parts: int = Field(10_000, ge=2, le=10_000)
+    max_import_size: Bytes = 10 * 1000**4
+    bandwidth: Bytes = 0
+    scratch: Path = Path("/var/lib/blockd/scratch")
+    max_scratch: Bytes = 1024 * MIB
+    patience: Seconds = Field(600.0, gt=0)
+    memory: Bytes = Field(1024 * MIB, ge=128 * MIB)
+    keep_jobs: Seconds = 7 * 86400.0
+
+
 class LogSection(_Section):
     """What is logged, and how."""
 
@@ -123,6 +157,8 @@ class Config(_Section):
     )
     default_class: str | None = None
     trash: TrashSection = TrashSection()
+    object_storage: ObjectStorageSection | None = None
+    transfers: TransfersSection = TransfersSection()
     log: LogSection = LogSection()
     daemon: DaemonSection = DaemonSection()
 

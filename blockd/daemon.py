@@ -23,15 +23,20 @@ from blockd.domain.errors import StartError
 from blockd.host.command import companion, wait_for_survivors
 from blockd.host.group import Group
 from blockd.host.notify import inherited_socket, notify
+from blockd.host.secrets import object_storage_keys
 from blockd.host.vg_lock import vg_lock
 from blockd.metrics import CountedEffects, Metrics
 from blockd.service import Service
 from blockd.service.answers import Answers
 from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.host import Host, Tenancy
+from blockd.service.job_steps import JobSteps
+from blockd.service.jobs import Jobs
 from blockd.service.operations import Operations
+from blockd.service.ports import Images
 from blockd.service.snapshots import Snapshots
 from blockd.service.steps import front_of
+from blockd.service.transfers import Transfers
 from blockd.service.trash import Trash
 from blockd.service.volumes import Volumes
 from blockd.storage import front_watchdog
@@ -43,6 +48,7 @@ from blockd.storage.lvm_devices import candidate_devices
 from blockd.storage.lvm_thin import LvmThin, ThinSettings, open_lvm_thin
 from blockd.storage.make_pool import make_pool
 from blockd.storage.vg_queue import VgQueue
+from blockd.transfer.no_images import NoImages
 
 log = structlog.get_logger()
 
@@ -65,7 +71,8 @@ async def run(config: Config, listener: SideEffects | None = None) -> None:
         enter = stack.enter_async_context
         catalog = await enter(open_catalog(config.catalog.path, effects))
         classes = await enter(open_classes(config, catalog, effects, metrics))
-        service = await enter(open_service(config, catalog, classes))
+        images = await enter(open_images(config, effects))
+        service = await enter(open_service(config, catalog, classes, images))
 
         async def page_of_metrics() -> bytes:
             health = await service.host.health()
@@ -177,8 +184,47 @@ def _lvm_over(config: Config, vg: str, devices: Sequence[str], udev: bool) -> It
 
 
 @asynccontextmanager
+async def open_images(config: Config, effects: SideEffects) -> AsyncIterator[Images]:
+    """Images in the configured object storage, or none where there is none.
+
+    Raises:
+        StartError: there are no credentials, or no qemu-img.
+    """
+    section, transfers = config.object_storage, config.transfers
+    if section is None:
+        yield NoImages()
+        return
+    # Only here: a host without object storage needs neither the memory nor the programs.
+    from blockd.transfer import images, qemu_img, s3  # noqa: PLC0415
+    from blockd.transfer.bandwidth import Bandwidth  # noqa: PLC0415
+
+    endpoint = s3.Endpoint(
+        section.endpoint.rstrip("/"),
+        section.region,
+        section.style == "virtual",
+        None if section.ca_file is None else str(section.ca_file),
+    )
+    settings = images.TransferSettings(
+        transfers.part_size,
+        transfers.max_parts,
+        transfers.parallel,
+        transfers.scratch,
+        transfers.max_scratch,
+    )
+    async with s3.open_object_store(
+        endpoint,
+        s3.Keys(*object_storage_keys(section.credentials)),
+        effects,
+        patience_s=transfers.patience,
+        bandwidth=Bandwidth(transfers.bandwidth),
+        connections=transfers.concurrency * (transfers.parallel + 2),
+    ) as store:
+        yield images.Images(store, qemu_img.QemuImg(transfers.memory), settings)
+
+
+@asynccontextmanager
 async def open_service(
-    config: Config, catalog: Catalog, classes: StorageClasses
+    config: Config, catalog: Catalog, classes: StorageClasses, images: Images
 ) -> AsyncIterator[Service]:
     """The verbs over catalog and classes; what an earlier daemon left unfinished goes on."""
     host = config.host
@@ -205,14 +251,27 @@ async def open_service(
             keep_s=config.trash.keep,
             gives_room=config.trash.policy == "trash",
         )
+        steps = JobSteps(catalog, classes, images, operations)
+        concurrency, keep_jobs_s = config.transfers.concurrency, config.transfers.keep_jobs
         sweep = asyncio.create_task(trash.run(), name="trash")
         try:
-            yield Service(
-                volumes=Volumes(catalog, classes, operations, trash, tenancy),
-                snapshots=Snapshots(catalog, classes, operations, trash, tenancy),
-                host=Host(tenancy, classes, operations, problems),
-                answers=Answers(catalog),
-            )
+            async with Jobs(catalog, steps, concurrency=concurrency, keep_s=keep_jobs_s) as jobs:
+                await jobs.recover()
+                yield Service(
+                    volumes=Volumes(catalog, classes, operations, trash, tenancy),
+                    snapshots=Snapshots(catalog, classes, operations, trash, tenancy),
+                    host=Host(tenancy, classes, operations, jobs, problems),
+                    answers=Answers(catalog),
+                    transfers=Transfers(
+                        catalog,
+                        classes,
+                        trash,
+                        tenancy,
+                        images,
+                        jobs,
+                        max_import_bytes=config.transfers.max_import_size,
+                    ),
+                )
         finally:
             sweep.cancel()
             await asyncio.gather(sweep, return_exceptions=True)

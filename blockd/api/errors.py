@@ -69,6 +69,15 @@ def _not_usable(error: e.WrongState) -> dict[str, object]:
     return {"precondition": "resource_not_usable", "help_message": str(error)}
 
 
+def _argument(name: str) -> Callable[[e.BlockdError], dict[str, object]]:
+    """The fields of a request whose argument `name` names what cannot be used."""
+    return lambda error: _details(e.InvalidArguments.one(name, "constraint", str(error)))
+
+
+def _store(error: e.ObjectStoreError) -> dict[str, object]:
+    return {"precondition": "resource_not_usable", "help_message": str(error)}
+
+
 def _nothing(_error: e.BlockdError) -> dict[str, object]:
     return {}
 
@@ -90,6 +99,13 @@ TABLE: Final[Mapping[type[e.BlockdError], Row]] = {
     e.WrongState: Row(412, *_PRECONDITION, _not_usable),
     e.PreconditionFailed: Row(412, *_PRECONDITION, _precondition),
     e.InUse: Row(412, *_PRECONDITION, _precondition),
+    e.ImageRefused: Row(400, *INVALID_ARGUMENTS, _argument("key")),
+    e.ObjectMissing: Row(400, *INVALID_ARGUMENTS, _argument("key")),
+    e.BucketUnfit: Row(400, *INVALID_ARGUMENTS, _argument("bucket")),
+    e.ObjectStoreError: Row(412, *_PRECONDITION, _store),
+    e.StoreUnavailable: Row(412, *_PRECONDITION, _store),
+    e.ObjectChanged: Row(412, *_PRECONDITION, _store),
+    e.UploadGone: Row(412, *_PRECONDITION, _store),
     e.StorageError: Row(500, *INTERNAL, _nothing),
     e.StorageOverdue: Row(500, *INTERNAL, _nothing),
     e.RollbackFailed: Row(500, *INTERNAL, _nothing),

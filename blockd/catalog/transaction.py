@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from blockd.catalog.counts import CountsView
+from blockd.catalog.job_rows import JobRows
 from blockd.domain.idempotency import AnswerExists, FirstAnswer
 from blockd.domain.intent import Intent, Verb
 from blockd.domain.listing import OrderBy, Page, SnapshotFilter, VolumeFilter
@@ -21,7 +22,7 @@ _VOLUME_COLUMNS: Final = (
 )
 _SNAPSHOT_COLUMNS: Final = (
     "id, project_id, name, size_bytes, storage_class, status, public, tags, "
-    "volume_id, disk, created_at, updated_at, deleted_at, error"
+    "volume_id, disk, created_at, updated_at, deleted_at, error, content_digest"
 )
 _SNAPSHOT_SELECT: Final = (
     "SELECT "
@@ -43,6 +44,7 @@ class Transaction:
 
     def __init__(self, connection: sqlite3.Connection, counts: CountsView | None) -> None:
         self._sql, self._counts = connection, counts
+        self.jobs = JobRows(connection)
 
     # volumes
 
@@ -366,12 +368,16 @@ def _snapshot_row(snapshot: Snapshot) -> list[object]:
         snapshot.updated_at,
         snapshot.deleted_at,
         snapshot.error,
+        snapshot.content_digest,
     ]
 
 
 def _snapshot(row: Sequence[Any]) -> Snapshot:
-    values = list(row[:14])
-    parent = None if row[14] is None else ParentVolume(row[14], row[15], row[16], Status(row[17]))
+    values, parent_row = list(row[:15]), row[15:]
+    parent = None
+    if parent_row[0] is not None:
+        parent_id, name, perf_iops, status = parent_row
+        parent = ParentVolume(parent_id, name, perf_iops, Status(status))
     values[5:9] = Status(row[5]), bool(row[6]), _tags(row[7]), row[8], parent
     return Snapshot(*values)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from blockd.service.answers import Answers
 from blockd.service.host import Host
 from blockd.service.snapshots import Snapshots
+from blockd.service.transfers import Transfers
 from blockd.service.volumes import Volumes
 
 
@@ -18,3 +19,4 @@ class Service:
     snapshots: Snapshots
     host: Host
     answers: Answers
+    transfers: Transfers

@@ -9,11 +9,12 @@ from typing import TypeVar
 from blockd.catalog import Catalog, Transaction
 from blockd.domain.errors import AlreadyExists
 from blockd.domain.idempotency import KEEP_ANSWER_S, FirstAnswer
+from blockd.domain.job import Job
 from blockd.domain.snapshot import Snapshot
 from blockd.domain.units import format_timestamp
 from blockd.domain.volume import Volume
 
-Resource = TypeVar("Resource", Volume, Snapshot)
+Resource = TypeVar("Resource", Volume, Snapshot, Job)
 
 #: Renders the answer to a request whose change is being committed.
 Remember = Callable[[Resource], FirstAnswer]

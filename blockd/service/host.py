@@ -10,6 +10,7 @@ from blockd.domain.errors import PermissionDenied, StorageError
 from blockd.domain.pool import PoolUse
 from blockd.domain.volume import TYPE_OF_IOPS
 from blockd.service.classes import StorageClasses
+from blockd.service.jobs import Jobs
 from blockd.service.operations import Operations
 
 
@@ -63,10 +64,11 @@ class Host:
         tenancy: Tenancy,
         classes: StorageClasses,
         operations: Operations,
+        jobs: Jobs,
         start_problems: Sequence[str] = (),
     ) -> None:
         """`start_problems`: what could not be had at the start, a line each."""
-        self._classes, self._operations = classes, operations
+        self._classes, self._operations, self._jobs = classes, operations, jobs
         self._start_problems = tuple(start_problems)
         self.zone = tenancy.zone
         self.organization_id = tenancy.organization_id
@@ -83,6 +85,7 @@ class Host:
     async def health(self) -> Health:
         """What there is to know at a glance; never fails."""
         pools, problems = [], [*self._start_problems, *self._operations.problems.values()]
+        problems += self._jobs.problems.values()
         for storage_class in self._classes:
             try:
                 pool = await storage_class.driver.pool()

@@ -1,5 +1,7 @@
-"""What the service needs of a storage class. Implemented by `storage/lvm_thin.py`, and by the
-directory of sparse files in `tests/support` that passes the same contract suite.
+"""What the service needs of a storage class, and of object storage.
+
+A storage class is implemented by `storage/lvm_thin.py`, and by the directory of sparse files in
+`tests/support` that passes the same contract suite.
 
 Vocabulary: a *disk* is what holds bytes (an LV), named by us; a *front* is the device through
 which a volume is used: exact size, stable path, named after the volume's id. Which disk is behind
@@ -12,9 +14,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from blockd.domain.allocation import Allocation
 from blockd.domain.front import FrontSpec
 from blockd.domain.pool import PoolUse
-from blockd.domain.volume import Device
+from blockd.domain.transfer import Exported, ExportNotes, ExportOrder, ImageFacts, Progress
+from blockd.domain.volume import Device, OpenDisk
 
 
 class StorageDriver(Protocol):
@@ -84,6 +88,25 @@ class StorageDriver(Protocol):
     def device(self, front: FrontSpec) -> Device:
         """Path and size of a front."""
 
+    def reading(self, disk: str) -> AbstractAsyncContextManager[OpenDisk]:
+        """A sealed disk, readable for the length of the block; several readers share it.
+
+        Takes turns of its own to make the disk readable and to put it away again, so it is never
+        entered within `turn()`.
+        """
+
+    def writing(self, disk: str) -> AbstractAsyncContextManager[OpenDisk]:
+        """A disk made by `create` and behind no front, writable for the length of the block.
+
+        Not entered within `turn()`.
+        """
+
+    async def allocation(self, disk: str, size_bytes: int) -> Allocation | None:
+        """Which clusters of the first `size_bytes` may hold data, within `reading` or `writing`.
+
+        What is not listed reads as zeros. None: the class cannot tell, and all must be read.
+        """
+
     async def pool(self) -> PoolUse:
         """Size and use of the space, from the kernel: no process."""
 
@@ -91,7 +114,8 @@ class StorageDriver(Protocol):
         """Before anything else: activate, and set up fronts.
 
         Fronts of volumes not listed are removed when nobody holds them open. A front over another
-        disk than listed is left alone: the journal will bring the catalog after it.
+        disk than listed is left alone: the journal will bring the catalog after it. What a crash
+        left readable (`reading`) is put away.
 
         Returns:
             A line for each front that cannot be had; the others are up all the same.
@@ -101,4 +125,57 @@ class StorageDriver(Protocol):
         """Every disk that is ours, with its size in bytes. For recovery: one process."""
 
 
-__all__ = ["FrontSpec", "StorageDriver"]
+class Images(Protocol):
+    """Object storage with images in it: `transfer/images.py`, or `no_images.py` without one.
+
+    Errors of all methods: `ObjectStoreError`, a line about bucket, key or server; `ImageRefused`.
+    """
+
+    async def check_bucket(self, bucket: str) -> None:
+        """See that the bucket can be used, before anything is promised."""
+
+    async def look(self, bucket: str, key: str) -> ImageFacts:
+        """Read an object's header and trailer, and decide whether it may be imported."""
+
+    async def export(
+        self,
+        order: ExportOrder,
+        source: OpenDisk,
+        allocation: Allocation | None,
+        notes: ExportNotes,
+        progress: Progress,
+    ) -> Exported:
+        """Make the object. Whatever is raised, the upload still stands: `abort` ends it.
+
+        Raises:
+            StorageError: the disk cannot be read, or qemu-img failed.
+        """
+
+    async def abort(self, bucket: str, key: str, upload_id: str) -> None:
+        """End an upload and free its parts; no-op when there is none."""
+
+    async def abort_since(self, bucket: str, key: str, before: Sequence[str], since: str) -> None:
+        """End the uploads to this key that were begun after the instant `since`, but `before`."""
+
+    async def exported(self, order: ExportOrder) -> int | None:
+        """The size of the object, if it is the one that this order's upload became."""
+
+    async def restore(self, image: ImageFacts, target: OpenDisk, progress: Progress) -> None:
+        """Write the image's content to an empty disk, durably; holes stay holes.
+
+        Raises:
+            StorageError: the disk cannot be written, or the image cannot be read.
+        """
+
+    async def digest(self, disk: OpenDisk, size_bytes: int, allocation: Allocation | None) -> str:
+        """The content digest of a disk's first `size_bytes`, read back from it."""
+
+    async def verify(self, image: ImageFacts, progress: Progress) -> str:
+        """Read the whole image and answer the content digest of what is in it.
+
+        Raises:
+            StorageError: the image cannot be read.
+        """
+
+
+__all__ = ["FrontSpec", "Images", "StorageDriver"]

@@ -20,16 +20,23 @@ from blockd.api.app import make_app
 from blockd.api.peer import Peer
 from blockd.api.server import serve_unix
 from blockd.catalog import Catalog, open_catalog
+from blockd.config import ObjectStorageSection
+from blockd.daemon import open_images
+from blockd.domain.effects import SideEffects
 from blockd.domain.units import GIB, MIB
 from blockd.service import Service
 from blockd.service.answers import Answers
 from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.host import Host, Tenancy
+from blockd.service.job_steps import JobSteps
+from blockd.service.jobs import Jobs
 from blockd.service.operations import Operations
 from blockd.service.snapshots import Snapshots
+from blockd.service.transfers import Transfers
 from blockd.service.trash import Trash
 from blockd.service.volumes import Volumes
 from tests.support.file_driver import FileDriver
+from tests.support.service import file_config
 
 ZONE: Final = "xx-lab-1"
 PROJECT: Final = "11111111-1111-4111-8111-111111111111"
@@ -132,8 +139,11 @@ class Rig:
 
 
 @asynccontextmanager
-async def service_over_files(root: Path) -> AsyncIterator[tuple[Service, Rig]]:
+async def service_over_files(
+    root: Path, object_storage: ObjectStorageSection | None = None
+) -> AsyncIterator[tuple[Service, Rig]]:
     """The service as the daemon wires it, with a directory of files as its class `sbs`."""
+    config = file_config(root).model_copy(update={"object_storage": object_storage})
     async with AsyncExitStack() as stack:
         catalog = await stack.enter_async_context(open_catalog(root / "catalog.db"))
         driver = FileDriver(root / "sbs", capacity_bytes=1000 * GIB)
@@ -142,11 +152,15 @@ async def service_over_files(root: Path) -> AsyncIterator[tuple[Service, Rig]]:
         trash = Trash(catalog, classes, operations, keep_s=3600.0)
         tenancy = Tenancy(ZONE, ORGANIZATION, PROJECT, frozenset({PROJECT, OTHER_PROJECT}))
         parts = catalog, classes, operations, trash, tenancy
+        images = await stack.enter_async_context(open_images(config, SideEffects()))
+        steps = JobSteps(catalog, classes, images, operations)
+        jobs = await stack.enter_async_context(Jobs(catalog, steps, concurrency=2, keep_s=3600.0))
         service = Service(
             Volumes(*parts),
             Snapshots(*parts),
-            Host(tenancy, classes, operations),
+            Host(tenancy, classes, operations, jobs),
             Answers(catalog),
+            Transfers(catalog, classes, trash, tenancy, images, jobs, max_import_bytes=100 * GIB),
         )
         nothing: Any = None
         rig = Rig(nothing, nothing, root / "s", service, catalog, driver, trash, operations)
@@ -154,9 +168,11 @@ async def service_over_files(root: Path) -> AsyncIterator[tuple[Service, Rig]]:
 
 
 @asynccontextmanager
-async def served(root: Path) -> AsyncIterator[Rig]:
+async def served(
+    root: Path, object_storage: ObjectStorageSection | None = None
+) -> AsyncIterator[Rig]:
     """The service, listening, with a client."""
-    async with service_over_files(root) as (service, rig):
+    async with service_over_files(root, object_storage) as (service, rig):
         rig.app = make_app(service, _metrics, rig.admits)
         connector = aiohttp.UnixConnector(path=os.fspath(rig.socket))
         async with (

@@ -14,7 +14,7 @@ from blockd.api.app import make_app
 from blockd.api.server import serve_unix
 from blockd.catalog import Catalog, open_catalog
 from blockd.config import ApiSection, CatalogSection, Config, HostSection, ThinClassSection
-from blockd.daemon import open_service
+from blockd.daemon import open_images, open_service
 from blockd.domain.effects import SideEffects
 from blockd.domain.units import GIB
 from blockd.service import Service
@@ -69,7 +69,8 @@ async def running(
         enter = stack.enter_async_context
         catalog = await enter(open_catalog(config.catalog.path, effects))
         classes = StorageClasses({"sbs": only}, "sbs")
-        service = await enter(open_service(config, catalog, classes))
+        images = await enter(open_images(config, effects or SideEffects()))
+        service = await enter(open_service(config, catalog, classes, images))
         yield Running(service, catalog, driver, config, config.api.socket)
 
 

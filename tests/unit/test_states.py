@@ -36,7 +36,12 @@ EXPECTED = {
         (S.UPDATING, E.CHANGED): S.AVAILABLE,
         (S.UPDATING, E.FAILED): S.AVAILABLE,
     },
-    "snapshot": SHARED,
+    "snapshot": {
+        **SHARED,
+        (S.AVAILABLE, E.EXPORT): S.EXPORTING,
+        (S.EXPORTING, E.EXPORTED): S.AVAILABLE,
+        (S.EXPORTING, E.FAILED): S.AVAILABLE,
+    },
 }
 PAIRS = list(product(sorted(EXPECTED), Status, Event))
 

@@ -1,4 +1,4 @@
-"""thin_dump's output as an allocation; the sample is what 0.9.0 wrote of a pool of 64 KiB chunks."""
+"""thin_dump's output as an allocation; the sample is as 0.9.0 writes it, with 64 KiB blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from blockd.domain.errors import StorageError
 from blockd.domain.units import MIB
 from blockd.storage.thin_dump import ThinDump
 
-SAMPLE = b"""<superblock uuid="" time="1" transaction="2" flags="0" version="2" data_block_size="128">
+SAMPLE = b"""<superblock uuid="" time="1" transaction="2" version="2" data_block_size="128">
   <device dev_id="2" mapped_blocks="5" transaction="1" creation_time="1" snap_time="1">
     <single_mapping origin_block="0" data_block="0" time="0"/>
     <range_mapping origin_begin="3" data_begin="1" length="3" time="0"/>

@@ -1,0 +1,411 @@
+"""Images in object storage: implements `service.ports.Images` with S3, NBD and qemu-img."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from blockd.domain.allocation import CLUSTER_BYTES, Allocation
+from blockd.domain.errors import ObjectMissing, StorageError, StoreUnavailable, UploadGone
+from blockd.domain.job import Compression
+from blockd.domain.transfer import Exported, ExportNotes, ExportOrder, ImageFacts, Progress
+from blockd.domain.units import GIB, format_size
+from blockd.domain.volume import OpenDisk
+from blockd.transfer.digest import ContentDigest
+from blockd.transfer.digest_sink import DigestSink
+from blockd.transfer.disk_reader import DiskReader, open_disk
+from blockd.transfer.laid_out_sink import OPEN_BUFFERS, LaidOutSink, scratch_file, scratch_parts
+from blockd.transfer.nbd import Buffer, Export, NbdFault, ReadOnlyExport, serve
+from blockd.transfer.object_reader import ObjectReader
+from blockd.transfer.parts import PartsWriter, part_bytes_for
+from blockd.transfer.planned_sink import PlannedSink, add_clusters
+from blockd.transfer.qcow2_header import HEAD_BYTES, check_header
+from blockd.transfer.qcow2_plan import Skeleton, SourceView, TargetPlan
+from blockd.transfer.qemu_img import Nbd, QemuImg, Raw, View
+from blockd.transfer.s3 import ObjectStore
+from blockd.transfer.s3_answers import Part
+from blockd.transfer.trailer import TRAILER_BYTES, Trailer, read_trailer, write_trailer
+
+log = structlog.get_logger()
+
+_JOB = "blockd-job"
+_LAST_LOOK_S = 5.0
+_CPU_LEAST_S, _CPU_PER_GIB_S = 120, 60
+
+
+@dataclass(frozen=True, slots=True)
+class TransferSettings:
+    """How objects are cut and what may be used: see `[transfers]` in `etc/blockd.toml`."""
+
+    part_bytes: int
+    max_parts: int
+    parallel: int
+    scratch: Path
+    max_scratch_bytes: int
+
+
+class Images:
+    """See the port for what each method promises."""
+
+    def __init__(self, store: ObjectStore, qemu_img: QemuImg, settings: TransferSettings) -> None:
+        self._store, self._qemu_img, self._settings = store, qemu_img, settings
+
+    async def check_bucket(self, bucket: str) -> None:
+        await self._store.check_bucket(bucket)
+
+    async def look(self, bucket: str, key: str) -> ImageFacts:
+        await self._store.check_bucket(bucket)
+        facts = await self._store.head(bucket, key)
+        size = facts.size_bytes
+        head = bytearray(min(HEAD_BYTES, size))
+        tail = bytearray(min(TRAILER_BYTES, size))
+        if size:
+            await self._store.read(bucket, key, facts.etag, 0, memoryview(head))
+            await self._store.read(bucket, key, facts.etag, size - len(tail), memoryview(tail))
+        header = check_header(bytes(head), size)
+        trailer = read_trailer(bytes(tail), size)
+        return ImageFacts(
+            bucket,
+            key,
+            facts.etag,
+            size,
+            header.virtual_size_bytes,
+            None if trailer is None else trailer.content_digest,
+        )
+
+    async def abort(self, bucket: str, key: str, upload_id: str) -> None:
+        await self._store.abort_upload(bucket, key, upload_id)
+
+    async def abort_since(self, bucket: str, key: str, before: Sequence[str], since: str) -> None:
+        for upload in await self._store.list_uploads(bucket, key):
+            # Compared without fractions: servers round.
+            if upload.upload_id not in before and upload.initiated_at[:19] >= since[:19]:
+                await self._store.abort_upload(bucket, key, upload.upload_id)
+
+    async def exported(self, order: ExportOrder) -> int | None:
+        try:
+            facts = await self._store.head(order.bucket, order.key)
+        except ObjectMissing:
+            return None
+        return facts.size_bytes if facts.metadata.get(_JOB) == order.job_id else None
+
+    # export
+
+    async def export(
+        self,
+        order: ExportOrder,
+        source: OpenDisk,
+        allocation: Allocation | None,
+        notes: ExportNotes,
+        progress: Progress,
+    ) -> Exported:
+        try:
+            with open_disk(source, order.size_bytes) as disk:
+                if allocation is not None and order.compression is Compression.NONE:
+                    return await self._export_planned(
+                        order, source, disk, allocation, notes, progress
+                    )
+                return await self._export_laid_out(order, source, disk, allocation, notes, progress)
+        except StoreUnavailable:
+            # Some servers have but a 500 for a bucket that was deleted meanwhile.
+            with suppress(StoreUnavailable, TimeoutError):
+                async with asyncio.timeout(_LAST_LOOK_S):
+                    await self._store.check_bucket(order.bucket)
+            raise
+
+    async def _export_planned(
+        self,
+        order: ExportOrder,
+        source: OpenDisk,
+        disk: DiskReader,
+        allocation: Allocation,
+        notes: ExportNotes,
+        progress: Progress,
+    ) -> Exported:
+        plan = TargetPlan(allocation)
+        object_bytes = progress.total_bytes = plan.object_bytes + TRAILER_BYTES
+        upload = await self._upload(order, object_bytes, notes, may_resume=True)
+        digest = ContentDigest()
+        async with upload.writer(self._settings.parallel + 1, progress) as parts:
+            etags = await self._sent_before(upload, plan, disk, digest)
+            parts.etags.update(enumerate(etags, 1))
+            sent_bytes = len(etags) * upload.part_bytes
+            progress.skip(sent_bytes)
+            done = max(sent_bytes - plan.data_start_bytes, 0) // CLUSTER_BYTES
+            left = allocation.without_first(done) if done else allocation
+            async with PlannedSink(plan, parts, disk, digest, sent_bytes) as sink:
+                if left.allocated_clusters:
+                    view = _ViewExport(SourceView(left))
+                    async with _served(view) as reads, _served(sink) as writes:
+                        await self._qemu_img.convert(
+                            View(reads),
+                            Nbd(writes, "qcow2"),
+                            disk=source,
+                            cpu_s=_cpu_s(left.allocated_bytes),
+                        )
+                content_digest = await sink.finish()
+                await sink.close(_trailer(order, content_digest, object_bytes))
+            await upload.complete(parts.etags, object_bytes, content_digest, notes)
+        return Exported(content_digest, object_bytes)
+
+    async def _export_laid_out(
+        self,
+        order: ExportOrder,
+        source: OpenDisk,
+        disk: DiskReader,
+        allocation: Allocation | None,
+        notes: ExportNotes,
+        progress: Progress,
+    ) -> Exported:
+        listed = allocation if allocation is not None else Allocation.full(order.size_bytes)
+        # A cluster that cannot be packed is stored as it is; packed ones leave gaps.
+        data_bytes = listed.allocated_clusters * CLUSTER_BYTES * 9 // 8 + 1024**2
+        skeleton = Skeleton(listed, order.compression, most_bytes=data_bytes)
+        most_bytes = skeleton.data_start_bytes + data_bytes
+        upload = await self._upload(order, most_bytes + TRAILER_BYTES, notes, may_resume=False)
+        need_bytes = scratch_parts(skeleton, upload.part_bytes) * upload.part_bytes
+        buffers = max(self._settings.parallel + 2, OPEN_BUFFERS + 1)
+        with scratch_file(
+            self._settings.scratch, need_bytes, self._settings.max_scratch_bytes
+        ) as scratch:
+            async with upload.writer(buffers, progress) as parts:
+                sink = LaidOutSink(skeleton, parts, scratch, most_bytes)
+                await sink.prepare()
+                async with AsyncExitStack() as stack:
+                    writes = await stack.enter_async_context(_served(sink))
+                    node: View | Raw = Raw(order.size_bytes)
+                    if allocation is not None:
+                        view = _ViewExport(SourceView(allocation))
+                        node = View(await stack.enter_async_context(_served(view)))
+                    digesting = asyncio.create_task(disk.digest(listed), name="content digest")
+                    stack.push_async_callback(_ended, digesting)
+                    await self._qemu_img.convert(
+                        node,
+                        Nbd(writes, "qcow2"),
+                        disk=source,
+                        compress=order.compression is not Compression.NONE,
+                        cpu_s=_cpu_s(listed.allocated_bytes) * 10,
+                    )
+                    content_digest = await digesting
+                object_bytes = sink.image_bytes + TRAILER_BYTES
+                progress.total_bytes = object_bytes
+                await sink.close(_trailer(order, content_digest, object_bytes))
+                await upload.complete(parts.etags, object_bytes, content_digest, notes)
+        log.info("held on scratch", bytes=need_bytes, share=need_bytes / object_bytes)
+        return Exported(content_digest, object_bytes)
+
+    async def _upload(
+        self, order: ExportOrder, most_bytes: int, notes: ExportNotes, *, may_resume: bool
+    ) -> _Upload:
+        """The upload of an earlier attempt if it can go on, else a new one."""
+        if order.upload_id is not None and order.part_bytes is not None:
+            if may_resume:
+                try:
+                    has = await self._store.list_parts(order.bucket, order.key, order.upload_id)
+                except UploadGone:
+                    log.warning("the upload of an earlier attempt is gone, beginning again")
+                else:
+                    return _Upload(self._store, order, order.upload_id, order.part_bytes, has)
+            else:
+                await self._store.abort_upload(order.bucket, order.key, order.upload_id)
+        settings = self._settings
+        part_bytes = part_bytes_for(most_bytes, settings.part_bytes, settings.max_parts)
+        uploads = await self._store.list_uploads(order.bucket, order.key)
+        await notes.creating([upload.upload_id for upload in uploads])
+        metadata = {_JOB: order.job_id, "blockd-snapshot": order.snapshot_id}
+        upload_id = await self._store.create_upload(order.bucket, order.key, metadata)
+        await notes.uploading(upload_id, part_bytes)
+        return _Upload(self._store, order, upload_id, part_bytes, [])
+
+    async def _sent_before(
+        self, upload: _Upload, plan: TargetPlan, disk: DiskReader, digest: ContentDigest
+    ) -> list[str]:
+        """ETags of the parts from 1 on that the server has and that are what they shall be.
+
+        Each is made again from the disk and compared by its MD5, which is its ETag; where it is
+        not (a server that encrypts with keys of its own), all is sent again.
+        """
+        etags: list[str] = []
+        buffer = memoryview(bytearray(upload.part_bytes)) if upload.has else memoryview(b"")
+        for number, part in enumerate(upload.has):
+            begin = number * upload.part_bytes
+            is_whole = part.number == number + 1 and part.size_bytes == upload.part_bytes
+            if not is_whole or begin + upload.part_bytes > plan.object_bytes:
+                break
+            work = partial(_make_part, plan, disk, begin, buffer, digest.copy())
+            md5, after = await disk.do(work)
+            if md5 != part.etag:
+                break
+            digest.become(after)
+            etags.append(f'"{part.etag}"')
+        log.info("parts sent before", count=len(etags))
+        return etags
+
+    # import
+
+    async def restore(self, image: ImageFacts, target: OpenDisk, progress: Progress) -> None:
+        progress.total_bytes = image.object_bytes
+        async with self._reader(image, progress) as reader, _served(reader) as reads:
+            await self._qemu_img.convert(
+                Nbd(reads, "qcow2"),
+                Raw(image.virtual_size_bytes),
+                disk=target,
+                writes_disk=True,
+                cpu_s=_cpu_s(image.object_bytes) * 4,
+            )
+        with open_disk(target, image.virtual_size_bytes) as disk:
+            await disk.do(disk.sync)
+
+    async def digest(self, disk: OpenDisk, size_bytes: int, allocation: Allocation | None) -> str:
+        with open_disk(disk, size_bytes) as reader:
+            return await reader.digest(allocation or Allocation.full(size_bytes))
+
+    async def verify(self, image: ImageFacts, progress: Progress) -> str:
+        progress.total_bytes = image.object_bytes
+        sink = DigestSink(image.virtual_size_bytes)
+        async with (
+            self._reader(image, progress) as reader,
+            _served(reader) as reads,
+            _served(sink) as writes,
+        ):
+            await self._qemu_img.convert(
+                Nbd(reads, "qcow2"), Nbd(writes, "raw"), cpu_s=_cpu_s(image.object_bytes) * 4
+            )
+        return sink.hex()
+
+    def _reader(self, image: ImageFacts, progress: Progress) -> ObjectReader:
+        ahead = self._settings.parallel
+        return ObjectReader(self._store, image, ahead_blocks=ahead, on_bytes=progress.add)
+
+
+class _Upload:
+    """One multipart upload of an order; `has` are the parts that the server has of it."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        order: ExportOrder,
+        upload_id: str,
+        part_bytes: int,
+        has: Sequence[Part],
+    ) -> None:
+        self._store, self._order, self._id = store, order, upload_id
+        self.part_bytes, self.has = part_bytes, has
+
+    def writer(self, buffers: int, progress: Progress) -> PartsWriter:
+        """Sends parts to it."""
+
+        async def send(number: int, data: memoryview) -> str:
+            order = self._order
+            etag = await self._store.upload_part(order.bucket, order.key, self._id, number, data)
+            progress.add(len(data))
+            return etag
+
+        return PartsWriter(send, part_bytes=self.part_bytes, buffers=buffers)
+
+    async def complete(
+        self, etags: dict[int, str], object_bytes: int, content_digest: str, notes: ExportNotes
+    ) -> None:
+        """Make it the object, if every part is there, and see that it is one of that size."""
+        count = -(-object_bytes // self.part_bytes)
+        if sorted(etags) != list(range(1, count + 1)):
+            raise StorageError(f"{len(etags)} of {count} parts were sent: the export is not whole")
+        order = self._order
+        await notes.completing(content_digest)
+        in_order = [etags[number] for number in range(1, count + 1)]
+        try:
+            await self._store.complete_upload(order.bucket, order.key, self._id, in_order)
+        except UploadGone:
+            # Completed by a request whose answer was lost, if the object is ours.
+            log.warning("the upload is gone, looking whether the object is complete")
+        try:
+            facts = await self._store.head(order.bucket, order.key)
+        except ObjectMissing:
+            raise StorageError(
+                f"s3://{order.bucket}/{order.key} is not there after its completion: was it, or "
+                "its bucket, deleted meanwhile?"
+            ) from None
+        if facts.metadata.get(_JOB, order.job_id) != order.job_id:
+            raise StorageError("the object was replaced while it was being completed")
+        if facts.size_bytes != object_bytes:
+            raise StorageError(
+                f"the object has {format_size(facts.size_bytes)}, {object_bytes} bytes were sent"
+            )
+
+
+class _ViewExport(ReadOnlyExport):
+    """A source view, served."""
+
+    def __init__(self, view: SourceView) -> None:
+        self.size_bytes, self._view = view.size_bytes, view
+
+    async def read(self, offset: int, length: int) -> Sequence[Buffer]:
+        return [await asyncio.to_thread(self._view.read, offset, length)]
+
+
+@asynccontextmanager
+async def _served(export: Export) -> AsyncIterator[socket.socket]:
+    """The client's end of a connection to an export.
+
+    Raises:
+        Exception: what the export raised first: it is the cause of qemu-img's own complaint.
+    """
+    ours, theirs = socket.socketpair()
+    serving = asyncio.create_task(serve(ours, export), name=f"nbd {type(export).__name__}")
+    try:
+        yield theirs
+    except StorageError as err:
+        theirs.close()
+        await asyncio.wait([serving], timeout=5)
+        cause = serving.exception() if serving.done() and not serving.cancelled() else None
+        if cause is None or isinstance(cause, NbdFault):  # qemu-img itself knows better
+            raise
+        raise cause from err
+    else:
+        theirs.close()
+        await serving
+    finally:
+        theirs.close()
+        await _ended(serving)
+
+
+async def _ended(task: asyncio.Task[object] | asyncio.Task[None] | asyncio.Task[str]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _make_part(
+    plan: TargetPlan, disk: DiskReader, begin: int, into: memoryview, digest: ContentDigest
+) -> tuple[str, ContentDigest]:
+    """Make a part as it was planned; its MD5, and the digest with its clusters. In a thread."""
+    end = begin + len(into)
+    data_at = min(max(plan.data_start_bytes, begin), end)
+    if data_at > begin:
+        into[: data_at - begin] = plan.tables(begin, data_at - begin)
+    clusters = plan.clusters(data_at, end)
+    for number, cluster in enumerate(clusters):
+        at = data_at - begin + number * CLUSTER_BYTES
+        piece = into[at : at + CLUSTER_BYTES]
+        if (cluster + 1) * CLUSTER_BYTES > disk.size_bytes:
+            piece[:] = bytes(CLUSTER_BYTES)
+        disk.read(cluster * CLUSTER_BYTES, piece)
+    add_clusters(digest, clusters, into[data_at - begin :])
+    return hashlib.md5(into, usedforsecurity=False).hexdigest(), digest
+
+
+def _trailer(order: ExportOrder, content_digest: str, object_bytes: int) -> bytes:
+    return write_trailer(
+        Trailer(content_digest, order.snapshot_id, order.job_id, order.size_bytes, object_bytes)
+    )
+
+
+def _cpu_s(count_bytes: int) -> int:
+    return _CPU_LEAST_S + _CPU_PER_GIB_S * -(-count_bytes // GIB)

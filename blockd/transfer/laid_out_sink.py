@@ -1,0 +1,204 @@
+"""What qemu-img writes into when it lays out the image itself, behind a skeleton of ours.
+
+Tables are rewritten until the end, data are appended. So the parts with tables are held, the
+last of them in memory and those before it on scratch, and go when all is written; every other part
+goes when writing has moved a part beyond it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from blockd.domain.errors import StorageError
+from blockd.domain.units import format_size
+from blockd.transfer.nbd import Buffer
+from blockd.transfer.parts import PartsWriter
+from blockd.transfer.qcow2_plan import Skeleton
+
+#: Part buffers that are in use besides those being sent: one held, two written to, one to come.
+OPEN_BUFFERS = 4
+
+
+class LaidOutSink:
+    """An NBD export (`nbd.Export`) of `most_bytes`, of which the image will need some.
+
+    Attributes:
+        image_bytes: how far it was written, in whole sectors of 64 KiB.
+        held_bytes: what is held on scratch.
+    """
+
+    read_only = False
+
+    def __init__(
+        self, skeleton: Skeleton, parts: PartsWriter, scratch: int | None, most_bytes: int
+    ) -> None:
+        """`scratch`: descriptor of an empty file, for `held_parts_on_scratch` parts."""
+        self.size_bytes = most_bytes
+        self._skeleton, self._parts, self._scratch = skeleton, parts, scratch
+        self._scratch_parts = scratch_parts(skeleton, parts.part_bytes)
+        self.held_bytes = self._scratch_parts * parts.part_bytes
+        self.image_bytes = skeleton.data_start_bytes
+        self._buffers: dict[int, mmap.mmap] = {}
+        self._pending: list[memoryview] = []
+
+    async def prepare(self) -> None:
+        """Put the skeleton where it is held."""
+        step = 1024**2
+        for offset in range(0, self._skeleton.data_start_bytes, step):
+            length = min(step, self._skeleton.data_start_bytes - offset)
+            await self._put(offset, self._skeleton.tables(offset, length))
+
+    # what qemu-img asks
+
+    async def read(self, offset: int, length: int) -> Sequence[Buffer]:
+        """Of what was not sent yet; what was never written is zeros."""
+        pieces: list[Buffer] = []
+        for number, within, piece in self._split(offset, length):
+            if number < self._scratch_parts:
+                begin = number * self._parts.part_bytes + within
+                found = await asyncio.to_thread(os.pread, self._file, piece, begin)
+                pieces.append(found.ljust(piece, b"\0"))
+            elif number in self._buffers:
+                pieces.append(memoryview(self._buffers[number])[within : within + piece])
+            elif number * self._parts.part_bytes >= self.image_bytes:
+                pieces.append(bytes(piece))
+            else:
+                raise StorageError("qemu-img reads what is sent already: the export cannot go on")
+        return pieces
+
+    async def place(self, offset: int, length: int) -> Sequence[memoryview]:
+        """Room in memory; for what is held on scratch, a buffer that `written` puts there."""
+        self._pending = [
+            memoryview(bytearray(piece))
+            if number < self._scratch_parts
+            else memoryview(await self._buffer(number))[within : within + piece]
+            for number, within, piece in self._split(offset, length)
+        ]
+        return self._pending
+
+    async def written(self, offset: int, length: int) -> None:
+        """Sends the parts that nobody writes to any more."""
+        for place, (number, within, _) in zip(
+            self._pending, self._split(offset, length), strict=True
+        ):
+            if number < self._scratch_parts:
+                begin = number * self._parts.part_bytes + within
+                await asyncio.to_thread(_write_all, self._file, place, begin)
+        self._pending = []
+        end = offset + length
+        if end > self._skeleton.data_start_bytes:
+            self.image_bytes = max(self.image_bytes, -(-end // 65536) * 65536)
+        # One part back: compressed clusters are written by several hands, slightly out of order.
+        settled = self.image_bytes // self._parts.part_bytes - 1
+        for number in [
+            number for number in self._buffers if self._scratch_parts < number < settled
+        ]:
+            self._send(number, self._parts.part_bytes)
+
+    async def zero(self, offset: int, length: int) -> None:
+        """Tables are made of zeros first."""
+        for at in range(offset, offset + length, 1024**2):
+            await self._put(at, bytes(min(1024**2, offset + length - at)))
+
+    async def flush(self) -> None:
+        """Nothing: the upload is completed or not at all."""
+
+    async def close(self, trailer: bytes) -> None:
+        """After qemu-img's good end: append the trailer, and send all that was held."""
+        await self._fill(self.image_bytes, trailer)
+        end = self.image_bytes + len(trailer)
+        for number in sorted(self._buffers):
+            begin = number * self._parts.part_bytes
+            self._send(number, min(end - begin, self._parts.part_bytes))
+        for number in range(self._scratch_parts):
+            buffer = await self._parts.buffer()
+            with memoryview(buffer) as part:
+                begin = number * self._parts.part_bytes
+                await asyncio.to_thread(os.preadv, self._file, [part], begin)
+            self._parts.submit(number + 1, buffer, self._parts.part_bytes)
+        await self._parts.drain()
+
+    async def _put(self, offset: int, data: bytes) -> None:
+        await self._fill(offset, data)
+        await self.written(offset, len(data))
+
+    async def _fill(self, offset: int, data: bytes) -> None:
+        done = 0
+        for place in await self.place(offset, len(data)):
+            place[:] = data[done : done + len(place)]
+            done += len(place)
+
+    def _send(self, number: int, length: int) -> None:
+        self._parts.submit(number + 1, self._buffers.pop(number), length)
+
+    async def _buffer(self, number: int) -> mmap.mmap:
+        if number in self._buffers:
+            return self._buffers[number]
+        if (number + 1) in self._parts.etags or number * self._parts.part_bytes < self._sent_bytes:
+            raise StorageError("qemu-img rewrites what is sent already: the export is wrong")
+        self._buffers[number] = await self._parts.buffer()
+        return self._buffers[number]
+
+    @property
+    def _sent_bytes(self) -> int:
+        """Before here everything that is not held was sent."""
+        settled = max(self.image_bytes // self._parts.part_bytes - 1, 0)
+        return settled * self._parts.part_bytes if settled > self._scratch_parts + 1 else 0
+
+    @property
+    def _file(self) -> int:
+        if self._scratch is None:
+            raise StorageError("no scratch was given")
+        return self._scratch
+
+    def _split(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """(part from 0, offset in it, bytes) of a range."""
+        while length:
+            number, within = divmod(offset, self._parts.part_bytes)
+            piece = min(length, self._parts.part_bytes - within)
+            yield number, within, piece
+            offset, length = offset + piece, length - piece
+
+
+def scratch_parts(skeleton: Skeleton, part_bytes: int) -> int:
+    """How many parts must be held on scratch: those full of tables, but for the last."""
+    return max(-(-skeleton.data_start_bytes // part_bytes) - 1, 0)
+
+
+@contextmanager
+def scratch_file(folder: Path, need_bytes: int, most_bytes: int) -> Iterator[int | None]:
+    """A file without a name for what is held, gone with the block; None if nothing is.
+
+    Raises:
+        StorageError: more is needed than is allowed, or the folder cannot be used.
+    """
+    if need_bytes == 0:
+        yield None
+        return
+    if need_bytes > most_bytes:
+        raise StorageError(
+            f"the export needs {format_size(need_bytes)} of scratch, and "
+            f"{format_size(most_bytes)} are allowed (transfers.max_scratch)"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed below
+    except OSError as err:
+        raise StorageError(f"scratch folder {folder}: {err.strerror}") from err
+    with file:
+        yield file.fileno()
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    try:
+        while data:
+            count = os.pwrite(descriptor, data, offset)
+            data, offset = data[count:], offset + count
+    except OSError as err:
+        raise StorageError(f"scratch cannot be written: {err.strerror}") from err
