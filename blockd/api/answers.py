@@ -112,6 +112,7 @@ class HostSnapshot(Snapshot):
 
     error: str | None
     deleted_at: Instant | None
+    content_digest: str | None
 
 
 class VolumeType(Answer):

@@ -20,6 +20,7 @@ from blockd.api.render import JSON_TYPE, Render, json_answer
 from blockd.api.routes import Route
 from blockd.api.snapshots import SnapshotHandlers
 from blockd.api.tokens import Tokens
+from blockd.api.transfers import JobHandlers, TransferHandlers
 from blockd.api.volumes import VolumeHandlers
 from blockd.domain.errors import NotFound
 from blockd.service import Service
@@ -51,13 +52,14 @@ def make_app(
         routes = [
             *VolumeHandlers(service, render).routes(),
             *SnapshotHandlers(service, render).routes(),
+            *TransferHandlers(service, render).routes(),
         ]
         # The zone is part of the path: aiohttp then finds lists by dict, not by regex.
         _add(app, f"/block/{version}/zones/{zone}", routes)
         described[f"/block/{version}/zones/{{zone}}"] = routes
         elsewhere = f"{{zone:(?!{re.escape(zone)}/)[^/]+}}"
         app.router.add_route("*", f"/block/{version}/zones/{elsewhere}/{{rest:.*}}", _no_zone)
-    host = HostHandlers(service).routes()
+    host = [*HostHandlers(service).routes(), *JobHandlers(service).routes()]
     _add(app, "/host/v1", host)
     described["/host/v1"] = host
 

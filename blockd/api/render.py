@@ -73,8 +73,9 @@ class Render:
         return f"{self.volume(volume)[:-1]},{_aside(volume)}}}"
 
     def host_snapshot(self, snapshot: Snapshot) -> str:
-        """A Snapshot of `/host/v1`, with the same two keys more."""
-        return f"{self.snapshot(snapshot)[:-1]},{_aside(snapshot)}}}"
+        """A Snapshot of `/host/v1`, with the same two keys more, and its digest if it is known."""
+        digest = _optional(snapshot.content_digest)
+        return f'{self.snapshot(snapshot)[:-1]},{_aside(snapshot)},"content_digest":{digest}}}'
 
 
 _KMS_KEY_ID: Final = ',"kms_key_id":null'

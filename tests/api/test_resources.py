@@ -203,7 +203,9 @@ async def test_host_shows_error_and_deletion_beside_the_v1_object(rig: Rig) -> N
     snapshot = await api.snapshot(volume["id"])
     for kind, made in (("snapshots", snapshot), ("volumes", volume)):
         path = f"{HOST}/{kind}/{made['id']}"
-        assert await api.ok("GET", path) == {**made, "error": None, "deleted_at": None}
+        digest = {"content_digest": None} if kind == "snapshots" else {}
+        told = await api.ok("GET", path)
+        assert told == {**made, "error": None, "deleted_at": None, **digest}
         await api.ok("DELETE", f"{V1}/{kind}/{made['id']}")
         deleted = await api.ok("GET", path)
         assert deleted["status"] == "deleted"

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +27,8 @@ from scaleway_core.utils import waiter
 
 from blockd.domain.units import MIB
 from tests.api.bridge import bridge
-from tests.api.rig import NOBODY, ORGANIZATION, OTHER_PROJECT, PROJECT, ZONE, Rig
+from tests.api.rig import NOBODY, ORGANIZATION, OTHER_PROJECT, PROJECT, ZONE, Rig, served
+from tests.support.object_store import object_store
 
 GB = 1000**3
 
@@ -252,16 +254,19 @@ async def test_errors_are_the_ones_the_client_knows(rig: Rig, address: str) -> N
     assert body["precondition"] == "resource_still_in_use"
     os.close(descriptor)
 
-    await refused(
-        404,
-        "not_found",
+    target = {"bucket": "backups", "key": "k"}
+    export, import_ = (
         api.export_snapshot_to_object_storage,
-        snapshot_id=snapshot.id,
-        bucket="b",
-        key="k",
+        api.import_snapshot_from_object_storage,
     )
-    target = {"bucket": "b", "key": "k", "name": "n"}
-    await refused(404, "not_found", api.import_snapshot_from_object_storage, **target)
+    missing = {**target, "snapshot_id": "99999999-9999-4999-8999-999999999999"}
+    await refused(404, "not_found", export, **missing)
+    for asked, arguments in (
+        (export, {**target, "snapshot_id": snapshot.id}),
+        (import_, {**target, "name": "n"}),
+    ):
+        body = await refused(412, "precondition_failed", asked, **arguments)
+        assert "no object storage" in body["help_message"]
 
     rig.admit = lambda peer: False
     await refused(403, "permissions_denied", api.get_volume, volume_id=volume.id)
@@ -302,3 +307,34 @@ async def test_exact_sizes_survive_the_client(rig: Rig, address: str) -> None:
     for size in (MIB, MIB + 512, 5 * GB, 10**13):
         volume = await asyncio.to_thread(api.create_volume, from_empty=empty(size))
         assert volume.size == size
+
+
+@pytest.mark.parametrize("older", [False, True])
+async def test_export_and_import_as_the_client_does_them(tmp_path: Path, *, older: bool) -> None:
+    with object_store(tmp_path) as server:
+        async with served(tmp_path, server.section) as rig, bridge(rig.socket) as address:
+            await asyncio.to_thread(_round_trip, client_at(address), older)
+        assert server.object("exports/one.qcow2").stat().st_size > 0
+
+
+def _round_trip(client: Client, older: bool) -> None:
+    api: Any = (BlockV1Alpha1API if older else BlockV1API)(client)
+    public = {} if older else {"public": False}
+    from_empty = FromEmptyAlpha(size=GB) if older else empty()
+    volume = api.create_volume(from_empty=from_empty)
+    api.wait_for_volume(volume_id=volume.id)
+    snapshot = api.create_snapshot(volume_id=volume.id, **public)
+    api.wait_for_snapshot(snapshot_id=snapshot.id)
+    target = {"bucket": "backups", "key": "exports/one.qcow2"}
+    answer = api.export_snapshot_to_object_storage(snapshot_id=snapshot.id, **target)
+    assert answer.status == "exporting"
+    done = api.wait_for_snapshot(snapshot_id=snapshot.id)
+    assert done.status == "available"
+    imports = [api.import_snapshot_from_object_storage]
+    if older:
+        imports.append(api.import_snapshot_from_s3)
+    for number, import_ in enumerate(imports):
+        made = import_(**target, name=f"back {number}", size=0)
+        assert (made.status, made.size, made.parent_volume) == ("creating", GB, None)
+        back = api.wait_for_snapshot(snapshot_id=made.id)
+        assert (back.status, back.size) == ("available", GB)
