@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from blockd import __version__
 
-from . import host, snapshots, volumes
+from . import host, jobs, snapshots, volumes
 from .client import Client
 from .complete import DEFAULT_SOCKET
 from .failures import Code, Failure, usage
@@ -45,7 +45,7 @@ class Root(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In `--help`: what is used most comes first."""
-        nouns = ["volume", "snapshot"]
+        nouns = ["volume", "snapshot", "job"]
         return [*nouns, *(n for n in super().list_commands(ctx) if n not in nouns)]
 
     def invoke(self, ctx: Any) -> Any:
@@ -122,10 +122,11 @@ def root(
 
 app.add_typer(volumes.app, name="volume")
 app.add_typer(snapshots.app, name="snapshot")
+app.add_typer(jobs.app, name="job")
 app.command()(host.pool)
 app.command()(host.health)
 app.command()(host.version)
-for group in (app, volumes.app, snapshots.app):
+for group in (app, volumes.app, snapshots.app, jobs.app):
     for command in group.registered_commands:
         command.epilog = EVERYWHERE
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import resources
+from . import resources, transfers
 from .complete import volume_names
 from .options import (
     AddTags,
@@ -117,6 +117,7 @@ def show(ctx: typer.Context, snapshot: SnapshotRef) -> None:
             ("Size", f"{session.out.size(found['size'])} ({found['size']} bytes)"),
             ("Class", found["class"]),
             ("Public", "yes" if found["public"] else "no"),
+            ("Digest", str(host.get("content_digest") or "")),
             ("Tags", ", ".join(found["tags"])),
             ("Project", found["project_id"]),
             ("Created", instant(found["created_at"])),
@@ -191,6 +192,11 @@ def clone(
     """Make a volume from a snapshot: volume create --from-snapshot."""
     session = session_of(ctx)
     create_volume(session, name, size, snapshot, None, iops, tags, wait, timeout)
+
+
+app.command()(transfers.export)
+app.command("import")(transfers.import_)
+app.command()(transfers.verify)
 
 
 def _set_public(ctx: typer.Context, ref: str, *, public: bool) -> None:
