@@ -188,7 +188,7 @@ class Pools(ListOfAnswers):
 
 
 class Health(Answer):
-    """How the host does. `queued` counts the operations under way."""
+    """How the host does. `queued` counts the operations and jobs under way."""
 
     status: str
     version: str

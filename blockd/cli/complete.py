@@ -1,4 +1,4 @@
-"""Completion of names. Whatever goes wrong here, the shell gets an empty list, and soon."""
+"""Completion of names and ids. Whatever goes wrong here, the shell gets an empty list, and soon."""
 
 from __future__ import annotations
 
@@ -25,10 +25,29 @@ def snapshot_names(ctx: typer.Context, incomplete: str) -> list[str]:
     return _names(ctx, "snapshots", incomplete)
 
 
-def _names(ctx: typer.Context, plural: str, incomplete: str) -> list[str]:
+def job_ids(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Ids of jobs that begin with `incomplete`; where a job is cancelled, of those under way."""
+    client = _client(ctx)
+    try:
+        jobs = list(client.each("/host/v1/jobs", "jobs", (), MOST))
+        if ctx.info_name == "cancel":
+            jobs = [job for job in jobs if not job["finished_at"]]
+        ids = [str(job["id"]) for job in jobs]
+    except (Failure, KeyError, TypeError, UnicodeError):
+        return []
+    finally:
+        client.close()
+    return [id_ for id_ in ids if id_.startswith(incomplete) and clean(id_) == id_]
+
+
+def _client(ctx: typer.Context) -> Client:
     given = ctx.find_root().params
     path = given.get("socket") or os.environ.get("BLOCKD_SOCKET") or DEFAULT_SOCKET
-    client = Client(path, given.get("zone") or os.environ.get("BLOCKD_ZONE"), PATIENCE_S)
+    return Client(path, given.get("zone") or os.environ.get("BLOCKD_ZONE"), PATIENCE_S)
+
+
+def _names(ctx: typer.Context, plural: str, incomplete: str) -> list[str]:
+    client = _client(ctx)
     query = [("order_by", "name_asc"), *([("name", incomplete)] if incomplete else [])]
     if ctx.info_name == "undelete":
         query.append(("include_deleted", "true"))

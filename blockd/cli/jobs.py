@@ -9,7 +9,8 @@ import typer
 
 from blockd.domain.units import format_size
 
-from .client import Resource
+from .client import Query, Resource
+from .complete import job_ids
 from .failures import Code, Failure, usage
 from .options import Limit, Wait, duration_s, limit_of
 from .resolve import UUID
@@ -25,7 +26,12 @@ MOST_LISTED = 20
 LEAST_PREFIX = 8
 
 JobRef = Annotated[
-    str, typer.Argument(metavar="JOB", help="Its id, or the first 8 characters or more of it.")
+    str,
+    typer.Argument(
+        metavar="JOB",
+        help="Its id, or the first 8 characters or more of it.",
+        autocompletion=job_ids,
+    ),
 ]
 
 
@@ -51,15 +57,19 @@ class State(StrEnum):
 def list_(
     ctx: typer.Context,
     kind: Annotated[Kind | None, typer.Option("--kind", help="Only of this kind.")] = None,
-    state: Annotated[State | None, typer.Option("--state", help="Only in this state.")] = None,
+    state: Annotated[State | None, typer.Option("--state", help="All in this state.")] = None,
     limit: Limit = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that are remembered.")] = False,
 ) -> None:
-    """List jobs, the latest first; 20 unless --limit says otherwise."""
+    """List jobs, the latest first: those under way, and the latest 20."""
     session = session_of(ctx)
     query = session.project_query()
     query += [(name, str(value)) for name, value in (("kind", kind), ("state", state)) if value]
-    most = limit_of(limit) or MOST_LISTED
-    jobs = list(session.client.each("/host/v1/jobs", "jobs", query, most))
+    most = limit_of(limit)
+    if most or everything or state:
+        jobs = list(session.client.each("/host/v1/jobs", "jobs", query, most))
+    else:
+        jobs = _latest(session, query)
     columns = [
         Column("KIND", lambda j: str(j["kind"])),
         Column("OBJECT", uri, flexible=True),
@@ -127,6 +137,19 @@ def cancel(ctx: typer.Context, job: JobRef, wait: Wait = True) -> None:
         else:
             raise Failure(Code.REFUSED, f"{doing} had ended before it could be cancelled")
     session.out.resource(found, f"{doing} {'is cancelled' if wait else 'is being cancelled'}")
+
+
+def _latest(session: Session, query: Query) -> list[Resource]:
+    """The latest, and of those before them the ones that are under way."""
+    jobs = list(session.client.each("/host/v1/jobs", "jobs", query, MOST_LISTED))
+    if len(jobs) < MOST_LISTED:
+        return jobs
+    found = {job["id"]: job for job in jobs}
+    # In the order in which a job goes on, so that none slips through between two answers.
+    for state in (State.QUEUED, State.RUNNING):
+        under_way = session.client.each("/host/v1/jobs", "jobs", [*query, ("state", state.value)])
+        found |= {job["id"]: job for job in under_way}
+    return sorted(found.values(), key=lambda job: str(job["created_at"]), reverse=True)
 
 
 def _done(job: Resource) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from blockd.domain.units import format_size
 
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 LONGEST_INTERVAL_S = 0.5
+#: For a last look, when time is up or Ctrl-C came.
+MOMENT_S = 1.0
 
 
 def uri(job: Resource) -> str:
-    """The object that a job is about."""
-    return f"s3://{job['bucket']}/{job['key']}"
+    """The object that a job is about, harmless on a terminal."""
+    return clean(f"s3://{job['bucket']}/{job['key']}")
 
 
 def follow(session: Session, job: Resource, doing: str, timeout_s: float | None) -> Resource:
@@ -60,94 +62,136 @@ def _seconds(instant: str) -> float:
 
 
 def _ended(session: Session, job: Resource, doing: str, timeout_s: float | None) -> Resource:
-    began_s = answered_s = time.monotonic()
-    interval_s = FIRST_INTERVAL_S
-    with _bar(doing) as show:
-        while job["state"] not in ENDED:
-            show(job)
-            if timeout_s is not None and time.monotonic() - began_s > timeout_s:
-                raise Failure(
-                    Code.TIMED_OUT, f"{doing} takes longer than {timeout_s:g} s: {_left(job)}"
-                )
+    until_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    show = _Bar(doing)
+    try:
+        while True:
             try:
-                time.sleep(interval_s)
-                job = session.client.get(f"/host/v1/jobs/{job['id']}", timeout_s=ANSWER_TIMEOUT_S)
-                answered_s = time.monotonic()
+                job = _polled(session, job, show, until_s)
             except KeyboardInterrupt:
-                _interrupted(session, job, doing, show)
-            except Failure as failure:
-                away_s = time.monotonic() - answered_s
-                if failure.code is not Code.UNREACHABLE or away_s > RESTART_S:
-                    raise
-            interval_s = min(interval_s * GROWTH, LONGEST_INTERVAL_S)
+                job = _interrupted(session, job, doing, show)
+                continue
+            if job["state"] in ENDED:
+                return job
+            raise Failure(
+                Code.TIMED_OUT, f"{doing} takes longer than {timeout_s:g} s: {_left(job)}"
+            )
+    finally:
+        show.stop()
+
+
+def _polled(session: Session, job: Resource, show: _Bar, until_s: float) -> Resource:
+    """The job once it has ended, or as it is when time is up."""
+    answered_s = time.monotonic()
+    interval_s = FIRST_INTERVAL_S
+    while job["state"] not in ENDED and (left_s := until_s - time.monotonic()) > 0:
         show(job)
+        time.sleep(min(interval_s, left_s))
+        interval_s = min(interval_s * GROWTH, LONGEST_INTERVAL_S)
+        patience_s = min(max(until_s - time.monotonic(), MOMENT_S), ANSWER_TIMEOUT_S)
+        try:
+            job = session.client.get(_path(job), timeout_s=patience_s)
+            answered_s = time.monotonic()
+        except Failure as failure:
+            if failure.code is Code.TIMED_OUT and until_s < math.inf:
+                continue
+            away_s = time.monotonic() - answered_s
+            if failure.code is not Code.UNREACHABLE or away_s > RESTART_S:
+                raise
     return job
 
 
+def _path(job: Resource) -> str:
+    return f"/host/v1/jobs/{job['id']}"
+
+
 def _left(job: Resource) -> str:
-    return f"it goes on in the daemon: blockctl job wait {job['id']}, or job cancel {job['id']}"
+    wait, cancel = (f"blockctl job {verb} {job['id']}" for verb in ("wait", "cancel"))
+    return f"it goes on in the daemon: {wait}, or {cancel}"
 
 
-def _interrupted(session: Session, job: Resource, doing: str, show: Show) -> None:
-    """Ask what Ctrl-C is to mean. A second one, or no terminal, leaves the job running."""
+def _interrupted(session: Session, job: Resource, doing: str, show: _Bar) -> Resource:
+    """Do what Ctrl-C is to mean. A second one, or no terminal, leaves the job running.
+
+    Raises:
+        Failure: it is left running (130), or the daemon does not answer.
+    """
+    session.client.close()  # it may have been in the middle of an answer
     choice = "d"
-    if sys.stdin.isatty() and sys.stderr.isatty():
-        show.pause()
-        asked = f"\n{doing}: [c]ancel it, [d]etach and leave it running, or [w]ait on? "
+    with suppress(KeyboardInterrupt):
+        choice = _choice(doing, show)
+    if choice == "w":
+        return job
+    if choice == "c":
         try:
-            print(asked, end="", file=sys.stderr, flush=True)
-            choice = sys.stdin.readline().strip().lower()[:1] or "w"
+            return session.client.post(f"{_path(job)}/cancel", {})
+        except Failure as failure:
+            if failure.code is not Code.REFUSED:
+                raise
+            return job  # it ended while we asked: how, the next look tells
+    with suppress(Failure, KeyboardInterrupt):
+        now = session.client.get(_path(job), timeout_s=MOMENT_S)
+        if now["state"] in ENDED:
+            return now
+    raise Failure(Code.INTERRUPTED, f"left {doing} running: {_left(job)}")
+
+
+def _choice(doing: str, show: _Bar) -> str:
+    """`c`, `d` or `w`; an empty line is `w`. Raises KeyboardInterrupt."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return "d"
+    show.stop()
+    asked = f"\n{doing}: [c]ancel it, [d]etach and leave it running, or [w]ait on? "
+    while True:
+        print(asked, end="", file=sys.stderr, flush=True)
+        try:
+            typed = sys.stdin.readline().strip().lower() or "w"
         except KeyboardInterrupt:
             print(file=sys.stderr)
-    if choice == "w":
-        show.resume()
-    elif choice == "c":
-        session.client.post(f"/host/v1/jobs/{job['id']}/cancel", {})
-    else:
-        raise Failure(Code.INTERRUPTED, f"left {doing} running: {_left(job)}")
-
-
-class Show(Protocol):
-    """Shows how far a job is."""
-
-    def __call__(self, job: Resource) -> None: ...
-
-    def pause(self) -> None: ...
-
-    def resume(self) -> None: ...
-
-
-class _Nothing:
-    """Where there is no terminal."""
-
-    def __call__(self, job: Resource) -> None:
-        pass
-
-    def pause(self) -> None:
-        pass
-
-    def resume(self) -> None:
-        pass
+            raise
+        for word in ("cancel", "detach", "wait"):
+            if word.startswith(typed):
+                return typed[0]
 
 
 class _Bar:
-    """A bar on stderr."""
+    """A bar on stderr, from the first call on; nothing where there is no terminal."""
 
-    def __init__(self, progress: Progress, doing: str) -> None:
-        self._progress = progress
-        self._task = progress.add_task(doing, total=None, state="")
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+        self._progress: Progress | None = None
 
     def __call__(self, job: Resource) -> None:
-        total = job["bytes_total"]
+        """Show how far the job is, also after `stop`."""
+        if not sys.stderr.isatty():
+            return
+        if self._progress is None:
+            self._progress = _progress()
+            self._task = self._progress.add_task(self._doing, total=None, state="")
+        done, total = job["bytes_done"], job["bytes_total"]
         self._progress.update(
-            self._task, completed=job["bytes_done"], total=total, state=_state(job)
+            self._task, completed=done, total=total, state=_state(job), refresh=True
         )
-
-    def pause(self) -> None:
-        self._progress.stop()
-
-    def resume(self) -> None:
         self._progress.start()
+
+    def stop(self) -> None:
+        """Take it away, if there is one."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def _progress() -> Progress:
+    from rich.console import Console  # noqa: PLC0415 - slow to import, for terminals alone
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn  # noqa: PLC0415
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        DownloadColumn(binary_units=True),
+        TextColumn("{task.fields[state]}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+    )
 
 
 def _state(job: Resource) -> str:
@@ -162,21 +206,3 @@ def _state(job: Resource) -> str:
     if job["attempt"] > 1:
         told.append(f"attempt {job['attempt']}")
     return ", ".join(told)
-
-
-@contextmanager
-def _bar(doing: str) -> Iterator[Show]:
-    if not sys.stderr.isatty():
-        yield _Nothing()
-        return
-    from rich.console import Console  # noqa: PLC0415 - slow to import, for terminals alone
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn  # noqa: PLC0415
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        DownloadColumn(binary_units=True),
-        TextColumn("{task.fields[state]}", markup=False),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield _Bar(progress, doing)

@@ -102,7 +102,7 @@ class Host:
             __version__,
             self.zone,
             pools,
-            await self._operations.under_way(),
+            await self._operations.under_way() + await self._jobs.under_way(),
             problems,
         )
 

@@ -63,6 +63,10 @@ class Jobs:
         if tasks:
             log.warning("parked jobs until the next start", count=len(tasks))
 
+    async def under_way(self) -> int:
+        """How many jobs have something left to be done or undone, as the journal has it."""
+        return len(await self._catalog.read(lambda tx: tx.jobs.unfinished()))
+
     async def recover(self) -> None:
         """Take up what an earlier daemon left unfinished, in the order in which it was begun."""
         for job in await self._catalog.read(lambda tx: tx.jobs.unfinished()):

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import idle, lab, lists, native
+from tests.bench import idle, lab, lists, native, transfers
 from tests.bench.guest import LabFailed
 from tests.bench.report import Section, machine, write
 
@@ -17,6 +17,7 @@ _PARTS: dict[str, Callable[..., Section]] = {
     "native": native.section,
     "lists": lists.section,
     "idle": idle.section,
+    "transfers": transfers.section,
 }
 
 
@@ -28,7 +29,8 @@ def main() -> None:
         " machine that does nothing else. Parts: lab (daemon and bare LVM on a real"
         " device-mapper, in scripts/lab), native (the same at full speed with LVM's metadata"
         " alone: needs root and a loop device, else skipped), lists (GET /snapshots with up to"
-        " 10,000 of them), idle (LVM processes per verb, and what an idle daemon does).",
+        " 10,000 of them), idle (LVM processes per verb, and what an idle daemon does), transfers (exports and imports"
+        " beside what one would do by hand: needs root and loop devices, else skipped).",
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(_PARTS)}; all")
     parser.add_argument("--quick", action="store_true", help="a smoke test of two minutes")

@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 from tests.faults import chain
-from tests.faults.scenarios import SCENARIOS
+from tests.faults.scenarios import SCENARIOS, Scenario
 from tests.support.daemon import Place
+from tests.support.object_store import Server, object_store
 
 #: An ext4 on a disk of its own: what the daemon did not sync is lost, as on a real host.
 STATE_DISK, STATE = Path("/dev/ubdb"), Path("/var/lib/blockd-faults")
@@ -27,7 +28,19 @@ def main() -> None:
     RUN.mkdir()
     STATE.mkdir(parents=True, exist_ok=True)
     chain.mount_state(STATE_DISK, STATE, make=step == "record")
-    place = Place(state=STATE, run=RUN, disk=Path("/dev/ubda"), trash_keep=scenario.trash_keep)
+    # Objects survive the cut, uploads do not: MinIO, too, forgets them when it starts again.
+    with object_store(STATE) as server:
+        _link(scenario, step, server)
+
+
+def _link(scenario: Scenario, step: str, server: Server) -> None:
+    place = Place(
+        state=STATE,
+        run=RUN,
+        disk=Path("/dev/ubda"),
+        trash_keep=scenario.trash_keep,
+        object_storage=server,
+    )
     if step == "record":
         place.make_pool()
         chain.make_foreign(place)

@@ -245,6 +245,49 @@ class EraseSnapshot(Scenario):
         stamps.expect(api.device(facts["volume"]), NEW)
 
 
+class Export(Scenario):
+    """A snapshot as an object, over the one that was there before."""
+
+    name = "export"
+    key = "exports/monday.qcow2"
+
+    def request(self, api: Api, facts: Facts) -> None:
+        api.export(facts["snapshot"], self.key)
+
+    def check(self, api: Api, facts: Facts, answered: bool) -> None:
+        """What was answered goes on after the crash, and comes true."""
+        jobs = api.host("GET", f"jobs?snapshot_id={facts['snapshot']}")["jobs"]
+        assert len(jobs) == 1 or (not jobs and not answered), (jobs, answered)
+        for job in jobs:
+            assert (job["state"], job["error"]) == ("succeeded", None), job
+            imported = api.import_snapshot("look", self.key)
+            assert api.job_of(imported)["content_digest"] == job["content_digest"]
+            self._expect_snapshot(api, imported, OLD)
+        self._whole(api, facts)
+
+
+class Import(Scenario):
+    """A snapshot from an object."""
+
+    name = "import"
+    key = "exports/source.qcow2"
+
+    def prepare(self, api: Api) -> Facts:
+        facts = super().prepare(api)
+        api.export(facts["snapshot"], self.key)
+        assert api.job_of(facts["snapshot"])["state"] == "succeeded"
+        return facts
+
+    def request(self, api: Api, facts: Facts) -> None:
+        api.import_snapshot("made", self.key)
+
+    def check(self, api: Api, facts: Facts, answered: bool) -> None:
+        for snapshot in self._named(api, "snapshots", "made", answered):
+            assert snapshot["size"] == SIZE
+            self._expect_snapshot(api, snapshot["id"], OLD)
+        self._whole(api, facts)
+
+
 def _exists(api: Api, kind: str, resource_id: str) -> bool:
     try:
         api.block("GET", f"{kind}/{resource_id}")
@@ -268,6 +311,8 @@ SCENARIOS: dict[str, type[Scenario]] = {
         UndeleteVolume,
         Erase,
         EraseSnapshot,
+        Export,
+        Import,
     )
 }
 

@@ -11,6 +11,7 @@ import pytest
 from tests.faults import chain
 from tests.faults.scenarios import SCENARIOS
 from tests.support.daemon import Place
+from tests.support.object_store import object_store
 
 pytestmark = pytest.mark.kernel
 
@@ -20,10 +21,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """One volume group for all verbs."""
     if not Path("/dev/ubdb").is_block_device():
         pytest.skip("no /dev/ubdb: run inside scripts/lab with two disks")
-    made = Place.fresh(tmp_path_factory.mktemp("kill"))
-    chain.make_foreign(made)
-    yield made
-    made.remove_vg()
+    with object_store(tmp_path_factory.mktemp("store")) as server:
+        made = dataclasses.replace(
+            Place.fresh(tmp_path_factory.mktemp("kill")), object_storage=server
+        )
+        chain.make_foreign(made)
+        yield made
+        made.remove_vg()
 
 
 @pytest.mark.parametrize("verb", SCENARIOS)
@@ -37,3 +41,5 @@ def test_daemon_killed_at_each_side_effect_leaves_catalog_and_vg_in_agreement(
         print(f"{verb}: dies {events[at]}", flush=True)
         chain.crash(place, scenario, at, "kill")
     chain.end(place)
+    assert place.object_storage is not None
+    assert place.object_storage.uploads() == []

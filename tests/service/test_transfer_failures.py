@@ -232,6 +232,22 @@ async def test_export_goes_on_after_a_restart_and_sends_no_part_twice_that_was_t
         assert rig.uploads() == []
 
 
+async def test_export_whose_parts_were_all_sent_is_completed_after_a_restart(
+    tmp_path: Path, store: FaultyStore
+) -> None:
+    store.faults.append(Fault(lambda kind: kind == "POST upload", "hang"))
+    async with transfer_rig(tmp_path, store) as rig:
+        snapshot = await rig.snapshot()
+        begun = await rig.export(snapshot)
+        await store.hanging.wait()
+    store.seen.clear()
+    async with transfer_rig(tmp_path, store) as rig:
+        job = await rig.ended(begun)
+        assert (job.state, job.error, job.attempt) == (JobState.SUCCEEDED, None, 2)
+        assert len(store.parts()) <= 1
+        check_image(rig.server.object(KEY), rig.disk(snapshot))
+
+
 async def test_compressed_export_begins_again_after_a_restart_and_ends_the_old_upload(
     tmp_path: Path, store: FaultyStore
 ) -> None:

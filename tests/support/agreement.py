@@ -18,13 +18,15 @@ def expect_agreement(place: Place) -> None:
             "SELECT value FROM meta WHERE key = 'catalog_id'"
         ).fetchone()
         intents = catalog.execute("SELECT verb, phase, args FROM intents").fetchall()
+        jobs = catalog.execute("SELECT kind, phase, args FROM jobs WHERE phase <> ''").fetchall()
         rows = catalog.execute(
             "SELECT id, disk, size_bytes, status, error, 1 FROM volumes"
             " UNION ALL SELECT id, disk, size_bytes, status, error, 0 FROM snapshots"
         ).fetchall()
     catalog.close()
     assert intents == []
-    passing = [row for row in rows if row[3] in ("creating", "updating")]
+    assert jobs == []
+    passing = [row for row in rows if row[3] in ("creating", "updating", "exporting")]
     assert passing == []
 
     lvs = _lvs(place)
@@ -37,7 +39,10 @@ def expect_agreement(place: Place) -> None:
     table = subprocess.run(
         ["/sbin/dmsetup", "status", f"{VG}-pool-tpool"], capture_output=True, text=True, check=True
     )
-    assert table.stdout.split()[3] == pool["transaction_id"], "the kernel and LVM count differently"
+    status = table.stdout.split()
+    assert status[3] == pool["transaction_id"], "the kernel and LVM count differently"
+    assert status[6] == "-", "a snapshot of the pool's metadata is reserved"
+    assert _active_snapshots() == [], "disks of snapshots are active"
 
     fronts = _fronts(catalog_id)
     live = {
@@ -54,6 +59,17 @@ def expect_agreement(place: Place) -> None:
         assert os.readlink(f"/dev/blockd/{volume_id}") == f"../dm-{minor}"
     links = {path.name for path in Path("/dev/blockd").glob("*")}
     assert links == set(live), "links and live volumes differ"
+
+
+def _active_snapshots() -> list[str]:
+    """Disks of ours that are read-only and active."""
+    done = subprocess.run(
+        ["/sbin/dmsetup", "info", "-c", "--noheadings", "-o", "name,readonly"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    prefix = f"{VG}-blockd--"
+    names = [line.split(":")[0] for line in done.stdout.splitlines() if "Read-only" in line]
+    return [name for name in names if name.startswith(prefix)]
 
 
 def foreign_lvs(place: Place) -> dict[str, str]:

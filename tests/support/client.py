@@ -84,12 +84,34 @@ class Api:
         body = {"name": name, "volume_id": volume_id}
         return self.settled("snapshots", self.block("POST", "snapshots", body)["id"])
 
+    def export(self, snapshot_id: str, key: str, **more: str) -> None:
+        """Begin to export a snapshot into the bucket of the tests."""
+        body = {"bucket": "backups", "key": key, **more}
+        self.block("POST", f"snapshots/{snapshot_id}/export-to-object-storage", body)
+
+    def import_snapshot(self, name: str, key: str) -> str:
+        """Begin to import a snapshot from there; its id."""
+        body = {"bucket": "backups", "key": key, "name": name}
+        made = self.block("POST", "snapshots/import-from-object-storage", body)
+        return str(made["id"])
+
+    def job_of(self, snapshot_id: str) -> Any:
+        """The latest job of a snapshot, once it has ended."""
+        deadline = time.monotonic() + 120
+        while True:
+            (job,) = self.host("GET", f"jobs?snapshot_id={snapshot_id}&page_size=1")["jobs"]
+            if job["finished_at"]:
+                return job
+            assert time.monotonic() < deadline, job
+            time.sleep(0.02)
+
     def settled(self, kind: str, resource_id: str) -> str:
         """Wait until a volume or snapshot is in no passing state; its id."""
         deadline = time.monotonic() + 60
         while (status := self.block("GET", f"{kind}/{resource_id}")["status"]) in (
             "creating",
             "updating",
+            "exporting",
         ):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{kind} {resource_id} is still {status}")

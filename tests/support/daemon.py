@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.client import ORGANIZATION, PROJECT, ZONE, Api
+from tests.support.object_store import Server
 
 VG = "faults"
 _START_S = 90.0
@@ -33,7 +34,9 @@ class Place:
     trash_keep: str = "24h"
     max_suspend: str = "10s"
     high_water_percent: float = 95.0
+    overcommit: float = 10.0
     names_devices: bool = True
+    object_storage: Server | None = None
 
     @property
     def catalog(self) -> Path:
@@ -63,14 +66,29 @@ class Place:
             kind = "thin"
             vg = "{VG}"
             high_water_percent = {self.high_water_percent}
+            overcommit = {self.overcommit}
             [trash]
             keep = "{self.trash_keep}"
             [log]
             format = "json"
+            {self._object_storage}
             """,
             "utf-8",
         )
         return path
+
+    @property
+    def _object_storage(self) -> str:
+        if self.object_storage is None:
+            return ""
+        return f"""
+            [object_storage]
+            endpoint = "{self.object_storage.url}"
+            credentials = "{self.object_storage.credentials}"
+            [transfers]
+            part_size = "5MiB"
+            patience = "5s"
+            """
 
     @classmethod
     def fresh(cls, root: Path) -> Place:

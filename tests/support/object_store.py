@@ -90,7 +90,8 @@ def object_store(root: Path) -> Iterator[Server]:
         ],
         stdout=log,
         stderr=log,
-        env={"PATH": os.environ["PATH"], "HOME": str(root)},
+        # Go interrupts its own threads with signals, which user-mode-linux is slow at.
+        env={"PATH": os.environ["PATH"], "HOME": str(root), "GODEBUG": "asyncpreemptoff=1"},
     )
     try:
         _wait_for(port, process)

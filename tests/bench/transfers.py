@@ -1,0 +1,355 @@
+"""Exports and imports, natively, beside what one would do by hand, over the same S3 server.
+
+The disk is a loop device over a sparse file, and the file says what is allocated, as thin metadata
+would: a loop device can tell qemu-img as little of its holes as dm-thin can. The client is blockd's
+own in every contender, so that only the way differs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockd.domain.allocation import Allocation
+from blockd.domain.effects import SideEffects
+from blockd.domain.job import Compression
+from blockd.domain.transfer import ExportOrder, ImageFacts, Progress
+from blockd.domain.units import GIB, MIB
+from blockd.domain.volume import OpenDisk
+from blockd.transfer.bandwidth import Bandwidth
+from blockd.transfer.images import Images, TransferSettings
+from blockd.transfer.qemu_img import QemuImg
+from blockd.transfer.s3 import Endpoint, Keys, ObjectStore, open_object_store
+from tests.bench.report import Section, ratio, table
+from tests.support.faulty_store import FaultyStore
+from tests.support.file_driver import _data_ranges
+from tests.support.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, Server, object_store
+
+PART, PARALLEL = 16 * MIB, 4
+DATA_MIB = 512
+LATENCY_S = 0.05
+
+
+class _NoNotes:
+    """Nothing is journalled here."""
+
+    async def creating(self, uploads_before: Sequence[str]) -> None: ...
+
+    async def uploading(self, upload_id: str, part_bytes: int) -> None: ...
+
+    async def completing(self, content_digest: str) -> None: ...
+
+
+@dataclass
+class Bench:
+    """One server, one client, one disk."""
+
+    store: ObjectStore
+    images: Images
+    folder: Path
+
+    async def export(self, disk: Path, allocation: Allocation, key: str) -> int:
+        """As blockd does it; the object's size."""
+        size = allocation.size_bytes
+        order = ExportOrder("job", "snapshot", BUCKET, key, size, Compression.NONE)
+        source = OpenDisk(str(disk), size)
+        done = await self.images.export(order, source, allocation, _NoNotes(), Progress())
+        return done.object_bytes
+
+    async def upload(self, path: Path | bytes, key: str) -> None:
+        """A file, or bytes, with the same client, in the same parts."""
+        upload_id = await self.store.create_upload(BUCKET, key, {})
+        size = len(path) if isinstance(path, bytes) else path.stat().st_size
+        slots, etags = asyncio.Semaphore(PARALLEL), dict[int, str]()
+
+        async def one(number: int) -> None:
+            async with slots:
+                begin = number * PART
+                if isinstance(path, bytes):
+                    data: bytes | memoryview = memoryview(path)[begin : begin + PART]
+                else:
+                    with path.open("rb") as file:
+                        data = os.pread(file.fileno(), PART, begin)
+                etags[number] = await self.store.upload_part(
+                    BUCKET, key, upload_id, number + 1, data
+                )
+
+        await asyncio.gather(*(one(number) for number in range(-(-size // PART))))
+        await self.store.complete_upload(BUCKET, key, upload_id, [etags[n] for n in sorted(etags)])
+
+    async def restore(self, image: ImageFacts, target: Path) -> None:
+        """As blockd does it, reading back included."""
+        _empty(target, image.virtual_size_bytes)
+        disk = OpenDisk(str(target), image.virtual_size_bytes)
+        await self.images.restore(image, disk, Progress())
+        found = await self.images.digest(disk, image.virtual_size_bytes, allocation_of(target))
+        assert found == image.content_digest
+
+    async def download(self, image: ImageFacts, to: Path | None) -> None:
+        """All of an object, in ranges of 2 MiB, to a file or to nowhere."""
+        slots = asyncio.Semaphore(PARALLEL + 1)
+        step = 2 * MIB
+        file = None if to is None else to.open("wb")
+
+        async def one(begin: int) -> None:
+            async with slots:
+                piece = memoryview(bytearray(min(step, image.object_bytes - begin)))
+                await self.store.read(image.bucket, image.key, image.etag, begin, piece)
+                if file is not None:
+                    os.pwrite(file.fileno(), piece, begin)
+
+        await asyncio.gather(*(one(begin) for begin in range(0, image.object_bytes, step)))
+        if file is not None:
+            file.close()
+
+
+def section(*, quick: bool) -> Section:
+    """The tables."""
+    if os.geteuid() != 0 or not Path("/dev/loop-control").exists():
+        return Section("transfers", "Not measured: needs root and loop devices.")
+    return Section("transfers", asyncio.run(_measure(2 if quick else 5)))
+
+
+async def _measure(rounds: int) -> str:
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="blockd-bench-") as name:
+        folder = Path(name)
+        with object_store(folder) as server:
+            async with _client(server.url, folder) as bench:
+                exports = await _exports(bench, rounds)
+                imports = await _imports(bench, server, rounds)
+            memory = _memory(server, folder)
+    return f"{_TEXT}\n\n{exports}\n\n{imports}\n\n{memory}"
+
+
+_TEXT = (
+    "Natively, over `rclone serve s3` on the loopback: 512 MiB of noise in pieces of 1 MiB, all"
+    " over a disk of 16 GiB (3.1 %), on a loop device. Seconds, median; contenders take turns. *By hand*"
+    " are `qemu-img convert -O qcow2` from the device, that and an upload of the file, a bare"
+    " upload of the object's bytes from memory; a download to a file and `qemu-img convert -n`, and"
+    " a bare download to nowhere; the client is blockd's own each time. blockd's import reads back"
+    " and compares the digest."
+)
+
+
+async def _exports(bench: Bench, rounds: int) -> str:
+    file = bench.folder / "disk"
+    make_disk(file, 16 * GIB)
+    allocation = allocation_of(file)
+    scratch, content = bench.folder / "scratch.qcow2", b""
+    timed: dict[str, list[float]] = {}
+    with loop_device(file) as device:
+        size = await bench.export(device, allocation, "export.qcow2")
+        content = (bench.folder / "objects" / BUCKET / "export.qcow2").read_bytes()
+
+        async def convert() -> None:
+            await _run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", device, scratch)
+
+        async def convert_and_upload() -> None:
+            await convert()
+            await bench.upload(scratch, "byhand.qcow2")
+
+        contenders: dict[str, Callable[[], Awaitable[object]]] = {
+            "blockd": lambda: bench.export(device, allocation, "export.qcow2"),
+            "convert alone": convert,
+            "convert, upload": convert_and_upload,
+            "bare upload": lambda: bench.upload(content, "bare.qcow2"),
+        }
+        timed = await _turns(contenders, rounds)
+    sizes = {}
+    for virtual in (2 * GIB, 1024 * GIB):
+        make_disk(file, virtual)
+        sizes[virtual] = allocation_of(file)
+        with loop_device(file) as device:
+            one = {f"{virtual}": lambda d=device, a=sizes[virtual]: bench.export(d, a, "v.qcow2")}
+            timed |= await _turns(one, rounds)
+    rows = [
+        ("convert alone", _s(timed["convert alone"]), "0.25"),
+        ("convert, upload", _s(timed["convert, upload"]), "0.75"),
+        ("bare upload", _s(timed["bare upload"]), "1.15"),
+    ]
+    of = [(n, s, ratio(timed["blockd"], timed[n]), goal) for n, s, goal in rows]
+    large = ratio(timed[str(1024 * GIB)], timed[str(2 * GIB)])
+    of.append(("itself, 2 GiB instead of 1 TiB virtual", _s(timed[str(2 * GIB)]), large, "1.15"))
+    head = f"export, {_s(timed['blockd'])} s ({size / MIB:.0f} MiB): beside"
+    return table((head, "s", "blockd takes, times", "goal, at most"), of)
+
+
+async def _imports(bench: Bench, server: Server, rounds: int) -> str:
+    image = await bench.images.look(BUCKET, "export.qcow2")
+    target, scratch = bench.folder / "target", bench.folder / "scratch.qcow2"
+
+    async def by_hand() -> None:
+        await bench.download(image, scratch)
+        _empty(target, image.virtual_size_bytes)
+        await _run(
+            *("qemu-img", "convert", "-n", "--target-is-zero", "-f", "qcow2", "-O", "raw"),
+            *(scratch, target),
+        )
+
+    timed = await _turns(
+        {
+            "blockd": lambda: bench.restore(image, target),
+            "download, convert": by_hand,
+            "bare download": lambda: bench.download(image, None),
+        },
+        rounds,
+    )
+    async with (
+        FaultyStore(server, latency_s=LATENCY_S).serve() as slow,
+        _client(slow.section.endpoint, bench.folder) as far,
+    ):
+        timed |= await _turns(
+            {
+                "blockd, far": lambda: far.restore(image, target),
+                "bare download, far": lambda: far.download(image, None),
+            },
+            max(rounds // 2, 1),
+        )
+    rows = [
+        ("download, convert", "blockd", "0.7"),
+        ("bare download", "blockd", "1.15"),
+        ("bare download, far", "blockd, far", "1.3"),
+    ]
+    told = [(n, _s(timed[n]), _s(timed[b]), ratio(timed[b], timed[n]), g) for n, b, g in rows]
+    head = (
+        "import: beside (far: 50 ms more before each answer)",
+        "s",
+        "blockd, s",
+        "times",
+        "goal",
+    )
+    return table(head, told)
+
+
+def _memory(server: Server, folder: Path) -> str:
+    """Peak memory and processor time of a process that does nothing but export, then import."""
+    argv = [sys.executable, "-m", "tests.bench.transfers", server.url, str(folder)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    export_mib, import_mib, export_cpu, import_cpu = map(float, done.stdout.split())
+    goal = 64 + PART // MIB * (PARALLEL + 2)
+    rows = [
+        ("export", f"{export_mib:.0f}", goal, f"{export_cpu:.2f}"),
+        ("import (and the export before)", f"{import_mib:.0f}", goal, f"{import_cpu:.2f}"),
+    ]
+    head = ("what", "peak memory, MiB", "goal, at most", "CPU s per GiB, qemu-img included")
+    return table(head, rows)
+
+
+async def _alone(url: str, folder: Path) -> None:
+    file, target = folder / "disk", folder / "target"
+    async with _client(url, folder) as bench:
+        make_disk(file, 16 * GIB)
+        with loop_device(file) as device:
+            began = _cpu_s()
+            size = await bench.export(device, allocation_of(file), "memory.qcow2")
+            export_s = _cpu_s() - began
+        export_mib = _peak_mib()
+        image = await bench.images.look(BUCKET, "memory.qcow2")
+        began = _cpu_s()
+        await bench.restore(image, target)
+        import_s = _cpu_s() - began
+    print(export_mib, _peak_mib(), export_s / (size / GIB), import_s / (size / GIB))
+
+
+def _cpu_s() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@asynccontextmanager
+async def _client(url: str, folder: Path) -> AsyncIterator[Bench]:
+    async with open_object_store(
+        Endpoint(url),
+        Keys(ACCESS_KEY, SECRET_KEY),
+        SideEffects(),
+        patience_s=60,
+        bandwidth=Bandwidth(0),
+        connections=PARALLEL + 2,
+    ) as store:
+        settings = TransferSettings(PART, 10_000, PARALLEL, folder, GIB)
+        yield Bench(store, Images(store, QemuImg(GIB), settings), folder)
+
+
+async def _turns(
+    contenders: dict[str, Callable[[], Awaitable[object]]], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each, in turns; another one begins each round."""
+    timed: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            await asyncio.to_thread(os.sync)
+            began = time.monotonic()
+            await contenders[name]()
+            timed[name].append(time.monotonic() - began)
+    return timed
+
+
+async def _run(*argv: object) -> None:
+    process = await asyncio.create_subprocess_exec(*map(str, argv))
+    assert await process.wait() == 0
+
+
+def make_disk(path: Path, size_bytes: int) -> None:
+    """A sparse file with `DATA_MIB` pieces of 1 MiB of noise, the same for the same size."""
+    _empty(path, size_bytes)
+    chance = random.Random(3)
+    noise = os.urandom(64 * MIB)
+    with path.open("r+b") as file:
+        for place in chance.sample(range(size_bytes // MIB), DATA_MIB):
+            begin = chance.randrange(63 * MIB)
+            os.pwrite(file.fileno(), noise[begin : begin + MIB], place * MIB)
+        os.fsync(file.fileno())
+
+
+def _empty(path: Path, size_bytes: int) -> None:
+    path.unlink(missing_ok=True)
+    path.touch()
+    os.truncate(path, size_bytes)
+
+
+def allocation_of(path: Path) -> Allocation:
+    """What the file system has allocated."""
+    allocation = Allocation(path.stat().st_size)
+    with path.open("rb") as file:
+        for begin, end in _data_ranges(file.fileno()):
+            allocation.add(begin, end - begin)
+    return allocation
+
+
+@contextmanager
+def loop_device(path: Path) -> Iterator[Path]:
+    """A loop device over the file."""
+    made = subprocess.run(
+        ["losetup", "--find", "--show", "--direct-io=off", str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    device = Path(made.stdout.strip())
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", str(device)], check=True)
+
+
+def _s(samples: Sequence[float]) -> str:
+    return f"{sorted(samples)[len(samples) // 2]:.2f}"
+
+
+if __name__ == "__main__":
+    asyncio.run(_alone(sys.argv[1], Path(sys.argv[2])))
