@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Annotated, Final
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
@@ -98,16 +99,15 @@ class ExportSnapshot(Body):
         return NewExport(self.bucket, self.key, self.compression or Compression.NONE)
 
 
-class ImportSnapshot(Body):
-    """Where from; size absent or 0 is the image's own. `class` is an extension of ours."""
+class ImportSnapshotV1Alpha1(Body):
+    """Where from; `class` is an extension of ours."""
 
     bucket: Bucket
     key: Key
     name: Name | None = None
     project_id: Uuid | None = None
     tags: Tags | None = None
-    size: SizeOrInherited = None
-    public: Boolean | None = None
+    size: SizeOrInherited = Field(default=None, description="absent or 0: the image's own")
     storage_class: StorageClass | None = Field(default=None, alias="class")
 
     def new(self) -> NewImport:
@@ -119,9 +119,19 @@ class ImportSnapshot(Body):
             project_id=self.project_id,
             size_bytes=self.size,
             tags=self.tags or (),
-            public=bool(self.public),
+            public=False,
             storage_class=self.storage_class,
         )
+
+
+class ImportSnapshot(ImportSnapshotV1Alpha1):
+    """Where from; `class` is an extension of ours."""
+
+    public: Boolean | None = None
+
+    def new(self) -> NewImport:
+        """The request as the service takes it."""
+        return replace(super().new(), public=bool(self.public))
 
 
 class VerifyObject(Body):

@@ -21,12 +21,13 @@ class TransferHandlers:
 
     def __init__(self, service: Service, render: Render) -> None:
         self._service, self._render = service, render
+        self._takes = bodies.ImportSnapshot if render.v1 else bodies.ImportSnapshotV1Alpha1
 
     def routes(self) -> list[Route]:
         """Every route, for the application and for its document."""
         one = answers.Snapshot if self._render.v1 else answers.SnapshotV1Alpha1
         export = "/snapshots/{snapshot_id}/export-to-object-storage"
-        takes = bodies.ImportSnapshot
+        takes = self._takes
         routes = [
             Route("POST", export, self.export, "Export", one, body=bodies.ExportSnapshot),
             Route(
@@ -59,7 +60,7 @@ class TransferHandlers:
     async def import_(self, request: web.Request) -> web.Response:
         """POST …/import-from-object-storage: the new snapshot, `creating`, with its size."""
         raw = await read_body(request)
-        new = parse_body(bodies.ImportSnapshot, raw).new()
+        new = parse_body(self._takes, raw).new()
         return await answer_once(
             request,
             raw,

@@ -18,6 +18,7 @@ from blockd.transfer.digest import ContentDigest
 T = TypeVar("T")
 
 _AT_ONCE_CLUSTERS = 64
+_PIECES_AHEAD = 8
 
 
 class DiskReader:
@@ -66,10 +67,27 @@ class DiskReader:
             self.read(offset, piece)
             digest.add(first, piece)
 
-        for first, count in allocation.runs():
-            for begin in range(first, first + count, _AT_ONCE_CLUSTERS):
-                await self.do(partial(add, begin, min(_AT_ONCE_CLUSTERS, first + count - begin)))
+        ahead = _pieces(allocation)
+        for _ in range(_PIECES_AHEAD):
+            self._will_need(next(ahead, None))
+        for piece in _pieces(allocation):
+            self._will_need(next(ahead, None))
+            await self.do(partial(add, *piece))
         return digest.hex()
+
+    def _will_need(self, piece: tuple[int, int] | None) -> None:
+        """Let the kernel read while we hash."""
+        if piece is not None:
+            first, clusters = piece
+            offset, length = first * CLUSTER_BYTES, clusters * CLUSTER_BYTES
+            os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+
+
+def _pieces(allocation: Allocation) -> Iterator[tuple[int, int]]:
+    """(first cluster, how many) of what is allocated, in pieces that are read at once."""
+    for first, count in allocation.runs():
+        for begin in range(first, first + count, _AT_ONCE_CLUSTERS):
+            yield begin, min(_AT_ONCE_CLUSTERS, first + count - begin)
 
 
 @contextmanager

@@ -50,6 +50,8 @@ default_project_id = "22222222-2222-4222-8222-222222222222"
     "lvm": 'devices = ["/dev/ubda"]\nreserved_memory_kib = 512\n',
     "classes.sbs": 'kind = "thin"\nvg = "lab"\npool = "pool"\n',
     "trash": 'keep = "24h"\n',
+    # Its keys are in the daemon's environment.
+    "object_storage": f'endpoint = "http://{S3_ENV["BLOCKD_S3_ENDPOINT"]}"\n',
 }
 
 LVM_DIR: Final = "/run/lab/lvm"

@@ -32,6 +32,7 @@ FIELDS = st.sampled_from(
     [
         *("name", "size", "tags", "perf_iops", "project_id", "volume_id", "snapshot_id", "public"),
         *("class", "kms_key_id", "keep_previous", "from_empty", "from_snapshot"),
+        *("bucket", "key", "compression"),
     ]
 )
 SOURCES = st.fixed_dictionaries(
@@ -45,6 +46,10 @@ BODIES = st.one_of(
     VALUES,
     st.dictionaries(FIELDS, VALUES | SOURCES),
     st.fixed_dictionaries({"from_empty": SOURCES | VALUES}, optional={"tags": VALUES}),
+    st.fixed_dictionaries(
+        {"bucket": VALUES | st.just("backups"), "key": VALUES | st.just("k")},
+        optional={"size": VALUES, "compression": VALUES},
+    ),
 )
 WRITES = st.sampled_from(
     [
@@ -52,6 +57,11 @@ WRITES = st.sampled_from(
         ("PATCH", f"/volumes/{NOBODY}"),
         ("POST", "/snapshots"),
         ("PATCH", f"/snapshots/{NOBODY}"),
+        ("POST", f"/snapshots/{NOBODY}/export-to-object-storage"),
+        ("POST", "/snapshots/import-from-object-storage"),
+        ("POST", "/snapshots/import-from-s3"),
+        ("HOST", "/object-storage/verify"),
+        ("HOST", f"/jobs/{NOBODY}/cancel"),
         ("HOST", f"/volumes/{NOBODY}/revert"),
         ("HOST", f"/volumes/{NOBODY}/undelete"),
     ]
@@ -61,6 +71,7 @@ PARAMETERS = st.sampled_from(
     [
         *("page", "page_size", "order_by", "project_id", "organization_id", "name", "tags"),
         *("include_deleted", "volume_ids", "volume_type", "product_resource_id", "volume_id", "x"),
+        *("kind", "state", "snapshot_id"),
     ]
 )
 
@@ -99,13 +110,14 @@ async def test_bodies_of_bytes(rig: Rig, route: tuple[str, str], raw: bytes) -> 
 @FUZZ
 @given(
     prefix_=PREFIXES,
-    kind=st.sampled_from(["volumes", "snapshots", "volume-types"]),
+    kind=st.sampled_from(["volumes", "snapshots", "volume-types", "jobs"]),
     params=st.lists(
         st.tuples(
             PARAMETERS,
             st.binary(max_size=30)
             | NUMBERS.map(lambda number: str(number).encode())
-            | st.sampled_from([b"true", b"name_asc", NOBODY.encode(), PROJECT.encode(), b""]),
+            | st.sampled_from([b"true", b"name_asc", NOBODY.encode(), PROJECT.encode(), b""])
+            | st.sampled_from([b"export", b"running"]),
         ),
         max_size=5,
     ),
@@ -114,14 +126,17 @@ async def test_query_strings(
     rig: Rig, prefix_: str, kind: str, params: list[tuple[str, bytes]]
 ) -> None:
     query = "&".join(f"{name}={quote_from_bytes(value)}" for name, value in params)
-    await check(rig, "GET", f"{prefix_}/{kind}?{query}")
+    prefix = "/host/v1" if kind == "jobs" else prefix_
+    await check(rig, "GET", f"{prefix}/{kind}?{query}")
 
 
 @FUZZ
 @given(
     part=st.binary(min_size=1, max_size=20),
     method=st.sampled_from(["GET", "PATCH", "DELETE", "POST", "PUT"]),
-    where=st.sampled_from([f"{V1}/volumes/", f"{V1}/snapshots/", "/host/v1/volumes/", "/", V1]),
+    where=st.sampled_from(
+        [f"{V1}/volumes/", f"{V1}/snapshots/", "/host/v1/volumes/", "/host/v1/jobs/", "/", V1]
+    ),
 )
 async def test_paths(rig: Rig, part: bytes, method: str, where: str) -> None:
     reply = await rig.api(method, where + quote_from_bytes(part), raw=b"{}")

@@ -20,7 +20,7 @@ TARGET = {"bucket": "backups", "key": "exports/one.qcow2"}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with object_store(tmp_path_factory.mktemp("store")) as running:
+    with object_store(tmp_path_factory.mktemp("store"), looks_again=True) as running:
         yield running
 
 
@@ -178,3 +178,46 @@ async def test_export_sent_twice_with_one_key_is_one_job(rig: Rig) -> None:
     assert (first.status, first.raw) == (200, second.raw)
     await _job(rig, made["id"])
     assert (await rig.api.ok("GET", f"{HOST}/jobs"))["total_count"] == 1
+
+
+async def test_import_and_verification_sent_twice_with_one_key_are_one_job_each(rig: Rig) -> None:
+    made = await _snapshot(rig)
+    await rig.api.ok("POST", f"{V1}/snapshots/{made['id']}/export-to-object-storage", TARGET)
+    await _job(rig, made["id"])
+    for path in (
+        f"{V1}/snapshots/import-from-object-storage",
+        f"{V1ALPHA1}/snapshots/import-from-s3",
+        f"{HOST}/object-storage/verify",
+    ):
+        headers = {"Idempotency-Key": "once"}
+        before = (await rig.api.ok("GET", f"{HOST}/jobs"))["total_count"]
+        first = await rig.api("POST", path, TARGET, headers=headers)
+        second = await rig.api("POST", path, TARGET, headers=headers)
+        assert (first.status, first.raw) == (200, second.raw)
+        other = await rig.api("POST", path, {**TARGET, "key": "other"}, headers=headers)
+        assert (other.status, other.body["type"]) == (409, "already_exists")
+        assert (await rig.api.ok("GET", f"{HOST}/jobs"))["total_count"] == before + 1
+
+
+async def test_import_is_public_under_v1_alone(rig: Rig) -> None:
+    made = await _snapshot(rig)
+    await rig.api.ok("POST", f"{V1}/snapshots/{made['id']}/export-to-object-storage", TARGET)
+    await _job(rig, made["id"])
+    for prefix, public in ((V1, True), (V1ALPHA1, False)):
+        path = f"{prefix}/snapshots/import-from-object-storage"
+        back = await rig.api.ok("POST", path, {**TARGET, "public": True})
+        told = await rig.api.ok("GET", f"{V1}/snapshots/{back['id']}")
+        assert told["public"] is public
+
+
+async def test_document_tells_the_prefixes_of_import_apart(rig: Rig) -> None:
+    document = await rig.api.ok("GET", "/openapi.json")
+
+    def takes(prefix: str) -> Any:
+        path = f"{prefix.replace('xx-lab-1', '{zone}')}/snapshots/import-from-object-storage"
+        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        name = body["schema"]["$ref"].rsplit("/", 1)[1]
+        return document["components"]["schemas"][name]["properties"]
+
+    assert takes(V1).keys() - takes(V1ALPHA1).keys() == {"public"}
+    assert takes(V1)["size"]["description"] == "absent or 0: the image's own"

@@ -29,8 +29,9 @@ def main() -> None:
         " machine that does nothing else. Parts: lab (daemon and bare LVM on a real"
         " device-mapper, in scripts/lab), native (the same at full speed with LVM's metadata"
         " alone: needs root and a loop device, else skipped), lists (GET /snapshots with up to"
-        " 10,000 of them), idle (LVM processes per verb, and what an idle daemon does), transfers (exports and imports"
-        " beside what one would do by hand: needs root and loop devices, else skipped).",
+        " 10,000 of them), idle (LVM processes per verb, and what an idle daemon does),"
+        " transfers (exports and imports beside what one would do by hand: needs root and loop"
+        " devices, else skipped).",
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(_PARTS)}; all")
     parser.add_argument("--quick", action="store_true", help="a smoke test of two minutes")

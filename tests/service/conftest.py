@@ -13,7 +13,7 @@ from tests.support.object_store import BUCKET, Server, object_store
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with object_store(tmp_path_factory.mktemp("store")) as running:
+    with object_store(tmp_path_factory.mktemp("store"), looks_again=True) as running:
         yield running
 
 

@@ -115,7 +115,9 @@ async def test_export_that_fails_leaves_the_former_object_and_nothing_else(
 async def test_export_into_a_bucket_that_is_deleted_meanwhile_fails_and_says_so(
     tmp_path: Path,
 ) -> None:
-    with object_store(tmp_path) as server:  # of its own: it goes on about the bucket for long
+    with object_store(
+        tmp_path, looks_again=True
+    ) as server:  # of its own: it goes on about the bucket for long
         async with (
             FaultyStore(server).serve() as store,
             transfer_rig(tmp_path, store, patience="1s") as rig,
