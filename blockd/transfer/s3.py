@@ -28,6 +28,7 @@ from blockd.domain.errors import (
     BucketUnfit,
     ObjectChanged,
     ObjectMissing,
+    ObjectStoreError,
     StoreUnavailable,
     UploadGone,
 )
@@ -133,7 +134,10 @@ class ObjectStore:
                     for name, value in answer.headers.items()
                     if name.lower().startswith(prefix)
                 }
-                return ObjectFacts(_length(answer), answer.headers.get("ETag", ""), metadata)
+                etag = answer.headers.get("ETag")
+                if not etag:
+                    raise ObjectStoreError("the server gives objects no ETag to pin reads to")
+                return ObjectFacts(_length(answer), etag, metadata)
 
         return await self._patience.over(look, f"looking at s3://{bucket}/{key}")
 
@@ -154,7 +158,7 @@ class ObjectStore:
             async with self._request("GET", bucket, key, headers=headers) as answer:
                 await self._check(answer, bucket, key)
                 # Servers exist that ignore If-Match, or Range: what came is compared with both.
-                if answer.headers.get("ETag", etag) != etag:
+                if answer.headers.get("ETag") != etag:
                     raise ObjectChanged(bucket, key)
                 said = answer.headers.get("Content-Range", "bytes 0-" if offset == 0 else "none")
                 # rclone sends a range with status 200, so its header counts alone.
@@ -430,6 +434,7 @@ def _watched(
         async for piece in body:
             silence.reschedule(loop.time() + _SILENCE_S)
             yield piece
+            silence.reschedule(None)  # while the next one waits for its share of the bandwidth
         silence.reschedule(loop.time() + _ANSWER_S)
 
     return pieces()

@@ -134,10 +134,10 @@ async def _measure(rounds: int) -> str:
 _TEXT = (
     "Natively, over `rclone serve s3` on the loopback: 512 MiB of noise in pieces of 1 MiB, all"
     " over a disk of 16 GiB (3.1 %), on a loop device. Seconds, median; contenders take turns."
-    " *By hand* are `qemu-img convert -O qcow2` from the device, that and an upload of the file, a bare"
-    " upload of the object's bytes from memory; a download to a file and `qemu-img convert -n`, and"
-    " bare downloads; the client is blockd's own each time. blockd's import syncs the disk, reads it"
-    " back and compares the digest, which nothing done by hand does."
+    " *By hand* are `qemu-img convert -O qcow2` from the device, that and an upload of the file, a"
+    " bare upload of the object's bytes from memory; a download to a file and `qemu-img convert"
+    " -n`, and bare downloads; the client is blockd's own each time. blockd's import syncs the disk, reads"
+    " it back and compares the digest, which nothing by hand does."
 )
 
 
