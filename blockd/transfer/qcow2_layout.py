@@ -9,7 +9,7 @@ Source: QEMU, docs/interop/qcow2.txt.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Final
 
@@ -23,6 +23,7 @@ COPIED: Final = 1 << 63
 DIRTY, CORRUPT, DATA_FILE, COMPRESSION_TYPE, EXTENDED_L2 = (1 << bit for bit in range(5))
 
 _HEADER: Final = struct.Struct(">4s I Q I I Q I I Q Q I I Q Q Q Q I I B 7x")
+_ENTRY: Final = struct.Struct(">Q")
 _ENTRIES: Final = struct.Struct(f">{GROUP_CLUSTERS}Q")
 _REFCOUNTS_PER_BLOCK: Final = CLUSTER_BYTES // 2
 _COMPRESSION_TYPE: Final = {Compression.NONE: 0, Compression.ZLIB: 0, Compression.ZSTD: 1}
@@ -59,7 +60,7 @@ class Tables:
     Args:
         data_clusters: how many may follow, for which refcount blocks are there.
         counted: whether these have the refcount 1 already.
-        l2_entries: the entries of a group's L2 table.
+        l2_entries: of a group's L2 table: (place, entry) of those that are not 0.
         features, compression: for the header.
 
     Attributes:
@@ -72,7 +73,7 @@ class Tables:
         *,
         data_clusters: int,
         counted: bool,
-        l2_entries: Callable[[int], list[int]],
+        l2_entries: Callable[[int], Iterable[tuple[int, int]]],
         features: int = 0,
         compression: Compression = Compression.NONE,
     ) -> None:
@@ -127,7 +128,11 @@ class Tables:
             groups = range(first, min(first + GROUP_CLUSTERS, self._l1_entries))
             return pointers([self._l1_entry(group) for group in groups])
         if number < self._l2_at + len(self._groups):
-            return _ENTRIES.pack(*self._l2_entries(self._groups[number - self._l2_at]))
+            # Most tables of a large disk are nearly empty: entry by entry.
+            table = bytearray(CLUSTER_BYTES)
+            for place, entry in self._l2_entries(self._groups[number - self._l2_at]):
+                _ENTRY.pack_into(table, place * _ENTRY.size, entry)
+            return bytes(table)
         return bytes(CLUSTER_BYTES)
 
     def _l1_entry(self, group: int) -> int:

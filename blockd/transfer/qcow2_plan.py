@@ -6,6 +6,8 @@ view, writes the target's data clusters in ascending order, none twice, and touc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from blockd.domain.allocation import CLUSTER_BYTES, GROUP_CLUSTERS, Allocation
 from blockd.domain.job import Compression
 from blockd.transfer.qcow2_layout import COPIED, DATA_FILE, Tables
@@ -29,12 +31,10 @@ class SourceView:
         """The bytes of a range of the view's own file."""
         return self._tables.read(offset, length)
 
-    def _entries(self, group: int) -> list[int]:
-        entries = [0] * GROUP_CLUSTERS
+    def _entries(self, group: int) -> Iterator[tuple[int, int]]:
         first = group * GROUP_CLUSTERS
         for within in self._allocation.group(group):
-            entries[within] = COPIED | (first + within) * CLUSTER_BYTES
-        return entries
+            yield within, COPIED | (first + within) * CLUSTER_BYTES
 
 
 class TargetPlan:
@@ -67,13 +67,11 @@ class TargetPlan:
         found = self._allocation.clusters(self._allocation.select(first))
         return [next(found) for _ in range(count)]
 
-    def _entries(self, group: int) -> list[int]:
+    def _entries(self, group: int) -> Iterator[tuple[int, int]]:
         first = group * GROUP_CLUSTERS
         place = self.data_start_bytes + self._allocation.rank(first) * CLUSTER_BYTES
-        entries = [0] * GROUP_CLUSTERS
         for number, within in enumerate(self._allocation.group(group)):
-            entries[within] = COPIED | place + number * CLUSTER_BYTES
-        return entries
+            yield within, COPIED | place + number * CLUSTER_BYTES
 
 
 class Skeleton:
@@ -91,7 +89,7 @@ class Skeleton:
             allocation,
             data_clusters=-(-most_bytes // CLUSTER_BYTES),
             counted=False,
-            l2_entries=lambda _: [0] * GROUP_CLUSTERS,
+            l2_entries=lambda _: (),
             compression=compression,
         )
         self.data_start_bytes = self._tables.data_start_bytes

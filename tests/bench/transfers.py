@@ -136,8 +136,8 @@ _TEXT = (
     " over a disk of 16 GiB (3.1 %), on a loop device. Seconds, median; contenders take turns."
     " *By hand* are `qemu-img convert -O qcow2` from the device, that and an upload of the file, a"
     " bare upload of the object's bytes from memory; a download to a file and `qemu-img convert"
-    " -n`, and bare downloads; the client is blockd's own each time. blockd's import syncs the disk, reads"
-    " it back and compares the digest, which nothing by hand does."
+    " -n`, and bare downloads; the client is blockd's own each time. blockd's import syncs the"
+    " disk, reads it back and compares the digest, which nothing by hand does."
 )
 
 
@@ -269,7 +269,9 @@ def _cpu_s() -> float:
 
 
 def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not ru_maxrss, which begins with what the parent had when it forked.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 @asynccontextmanager
