@@ -341,6 +341,10 @@ def copy() -> Iterator[Path]:
             shutil.copy(PROJECT / "scripts" / name, folder / "scripts")
         (folder / ".venv/bin").mkdir(parents=True)
         (folder / ".venv/bin/python").symlink_to("/usr/bin/python3")
+        library = PROJECT / ".venv/lib/lab-xstate.so"
+        if library.exists():
+            (folder / ".venv/lib").mkdir()
+            shutil.copy(library, folder / ".venv/lib")
         yield folder
     finally:
         shutil.rmtree(folder)

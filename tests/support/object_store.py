@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minio import Minio
-from minio.error import S3Error
+from minio.error import MinioException
 
 from blockd.config import ObjectStorageSection, TransfersSection
 from blockd.domain.units import MIB
@@ -49,8 +49,8 @@ class Server:
         )
         try:
             answer = client._list_multipart_uploads(BUCKET)
-        except S3Error as err:
-            if err.code == "NoSuchUpload":  # what rclone says when there never was one
+        except MinioException as err:
+            if "NoSuchUpload" in str(err):  # what rclone says when there never was one
                 return []
             raise
         return [upload.object_name for upload in answer.uploads]
