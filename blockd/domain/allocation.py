@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
@@ -179,16 +180,11 @@ class Allocation:
 
     def _next_used(self, byte: int) -> int:
         """The first byte from `byte` on that is not 0, or the end."""
-        end = len(self._bits)
-        while byte < end and not self._bits[byte]:
-            if self._bits.startswith(_EMPTY, byte):
-                byte += len(_EMPTY)
-            else:
-                byte += 1
-        return min(byte, end)
+        found = _USED.search(self._bits, byte)
+        return len(self._bits) if found is None else found.start()
 
 
-_EMPTY: Final = bytes(512)
+_USED: Final = re.compile(rb"[^\0]")
 _BITS_OF: Final = tuple(tuple(bit for bit in range(8) if value >> bit & 1) for value in range(256))
 
 

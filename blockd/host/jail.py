@@ -64,7 +64,7 @@ class Jail:
     """The steps, in order; `skipped` names those that could not be taken."""
 
     def __init__(self, spec: dict[str, object]) -> None:
-        """`spec`: memory_bytes, cpu_s, disk (path or null), writable, report (descriptor)."""
+        """`spec`: memory_bytes, cpu_s, disk (path or null, only read), report (descriptor)."""
         self._spec = spec
         self.skipped: list[str] = []
         self._disk = spec["disk"]
@@ -140,15 +140,13 @@ class Jail:
         """A device node of the jailed user's own; a file (in tests) as it is, with its owner."""
         found = os.fstat(descriptor)
         if stat.S_ISBLK(found.st_mode):
-            mode = 0o600 if self._spec["writable"] else 0o400
-            os.mknod(path, stat.S_IFBLK | mode, found.st_rdev)
+            os.mknod(path, stat.S_IFBLK | 0o400, found.st_rdev)
             os.chown(path, _NOBODY, _NOBODY)
             return
         with open(path, "wb"):
             pass
         _mount(f"/proc/self/fd/{descriptor}", path, None, _BIND)
-        if not self._spec["writable"]:
-            _mount("none", path, None, _BIND | _REMOUNT | _RDONLY | _NOSUID)
+        _mount("none", path, None, _BIND | _REMOUNT | _RDONLY | _NOSUID)
         self._user = found.st_uid
 
     def _empty_bounding_set(self) -> None:

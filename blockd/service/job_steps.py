@@ -120,12 +120,9 @@ class JobSteps:
         async with driver.turn():
             await driver.create(snapshot.disk, snapshot.size_bytes)
         async with driver.writing(snapshot.disk) as disk:
-            await self._images.restore(image, disk, progress)
-            found = None
-            if image.content_digest is not None:
-                allocation = await driver.allocation(snapshot.disk, snapshot.size_bytes)
-                found = await self._images.digest(disk, snapshot.size_bytes, allocation)
-        _compare(image, found)
+            found = await self._images.restore(image, disk, progress)
+        if image.content_digest is not None:
+            _compare(image, found)
         async with driver.turn():
             await driver.seal(snapshot.disk)
 

@@ -160,15 +160,15 @@ class Images(Protocol):
     async def exported(self, order: ExportOrder) -> int | None:
         """The size of the object, if it is the one that this order's upload became."""
 
-    async def restore(self, image: ImageFacts, target: OpenDisk, progress: Progress) -> None:
+    async def restore(self, image: ImageFacts, target: OpenDisk, progress: Progress) -> str:
         """Write the image's content to an empty disk, durably; holes stay holes.
+
+        Returns:
+            The content digest of what was written, read back from the disk.
 
         Raises:
             StorageError: the disk cannot be written, or the image cannot be read.
         """
-
-    async def digest(self, disk: OpenDisk, size_bytes: int, allocation: Allocation | None) -> str:
-        """The content digest of a disk's first `size_bytes`, read back from it."""
 
     async def verify(self, image: ImageFacts, progress: Progress) -> str:
         """Read the whole image and answer the content digest of what is in it.

@@ -8,6 +8,7 @@ larger size leaves the digest unchanged. It costs what is allocated, not the vir
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Final
 
 from blockd.domain.allocation import CLUSTER_BYTES
@@ -31,6 +32,26 @@ def is_zero(data: Buffer) -> bool:
     return True
 
 
+def cluster_sums(data: Buffer) -> list[bytes | None]:
+    """The SHA-256 of each cluster in a row, None of those that are all zero.
+
+    Only the last may be short: it is filled up with zeros.
+    """
+    view = memoryview(data)
+    sums: list[bytes | None] = []
+    for at in range(0, len(view), CLUSTER_BYTES):
+        piece = view[at : at + CLUSTER_BYTES]
+        # A first byte that is not 0 settles most clusters of data without a look at the rest.
+        if not piece[0] and is_zero(piece):
+            sums.append(None)
+            continue
+        one = hashlib.sha256(piece)
+        if len(piece) < CLUSTER_BYTES:
+            one.update(_ZERO_VIEW[len(piece) :])
+        sums.append(one.digest())
+    return sums
+
+
 class ContentDigest:
     """A digest in the making; clusters come in ascending order."""
 
@@ -46,20 +67,16 @@ class ContentDigest:
         Raises:
             ValueError: they are not behind those that came before.
         """
+        self.add_sums(first_cluster, cluster_sums(data))
+
+    def add_sums(self, first_cluster: int, sums: Sequence[bytes | None]) -> None:
+        """The same, of clusters whose sums were made before (`cluster_sums`), in any thread."""
         if first_cluster < self._next:
             raise ValueError(f"cluster {first_cluster} comes after cluster {self._next - 1}")
-        view = memoryview(data)
-        cluster = first_cluster
-        for at in range(0, len(view), CLUSTER_BYTES):
-            piece = view[at : at + CLUSTER_BYTES]
-            # A first byte that is not 0 settles most clusters of data without a look at the rest.
-            if piece[0] or not is_zero(piece):
-                one = hashlib.sha256(piece)
-                if len(piece) < CLUSTER_BYTES:
-                    one.update(_ZERO_VIEW[len(piece) :])
-                self._sum.update(cluster.to_bytes(8, "big") + one.digest())
-            cluster += 1
-        self._next = cluster
+        for cluster, one in enumerate(sums, first_cluster):
+            if one is not None:
+                self._sum.update(cluster.to_bytes(8, "big") + one)
+        self._next = first_cluster + len(sums)
 
     def copy(self) -> ContentDigest:
         """One that goes on from here by itself."""

@@ -39,10 +39,7 @@ class NoImages:
     async def exported(self, order: ExportOrder) -> int | None:
         raise _refusal()
 
-    async def restore(self, image: ImageFacts, target: OpenDisk, progress: Progress) -> None:
-        raise _refusal()
-
-    async def digest(self, disk: OpenDisk, size_bytes: int, allocation: Allocation | None) -> str:
+    async def restore(self, image: ImageFacts, target: OpenDisk, progress: Progress) -> str:
         raise _refusal()
 
     async def verify(self, image: ImageFacts, progress: Progress) -> str:

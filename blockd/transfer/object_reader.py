@@ -17,9 +17,10 @@ from blockd.domain.transfer import ImageFacts
 from blockd.transfer.nbd import Buffer, ReadOnlyExport
 from blockd.transfer.s3 import ObjectStore
 
-#: 40 of them are 80 MiB: the memory of one import.
-_BLOCK_BYTES = 2 * 1024**2
-_KEPT_BLOCKS = 36
+#: Asking costs a millisecond of processor time (signature, headers), so not too small; a dozen are
+#: 48 MiB, the memory of one import but for what is being written.
+_BLOCK_BYTES = 4 * 1024**2
+_KEPT_BLOCKS = 9
 
 
 class ObjectReader(ReadOnlyExport):

@@ -38,10 +38,18 @@ class PartsWriter:
         *,
         part_bytes: int,
         buffers: int,
+        clears: bool,
     ) -> None:
-        """`send` uploads a part and answers its ETag; `buffers` parts exist at most."""
+        """`send` uploads a part and answers its ETag; `buffers` parts exist at most.
+
+        Args:
+            clears: whether a buffer is all zeros when it is handed out again. Who fills each to
+                its last byte does without: the pages need not be given back, and faulted in again
+                at four times the cost of copying into them (12 ms for each 16 MiB, measured).
+        """
         self.part_bytes, self.etags = part_bytes, dict[int, str]()
         self._send, self._room = send, asyncio.Semaphore(buffers)
+        self._clears = clears
         self._spare: list[mmap.mmap] = []
         self._all: list[mmap.mmap] = []
         self._sending: set[asyncio.Task[None]] = set()
@@ -66,7 +74,7 @@ class PartsWriter:
                 buffer.close()
 
     async def buffer(self) -> mmap.mmap:
-        """Room for a part, all zeros.
+        """Room for a part; all zeros if it `clears`.
 
         Raises:
             Exception: why an earlier part could not be sent.
@@ -104,7 +112,8 @@ class PartsWriter:
                 await after
             with memoryview(buffer) as whole, whole[:length] as part:
                 self.etags[number] = await self._send(number, part)
-            buffer.madvise(mmap.MADV_DONTNEED)  # it is all zeros again, and takes no memory
+            if self._clears:
+                buffer.madvise(mmap.MADV_DONTNEED)  # it is all zeros again, and takes no memory
             self._spare.append(buffer)
         except Exception as err:  # noqa: BLE001 - raised where the next part is asked for
             self._failure = self._failure or err

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import structlog
 
+from blockd.domain.allocation import CLUSTER_BYTES
 from blockd.domain.errors import StorageError
 from blockd.domain.volume import OpenDisk
 from blockd.host import jail
@@ -52,8 +53,17 @@ class View:
     def node(self, *, disk_driver: str) -> str:
         """As an option of qemu-img."""
         disk = f"data-file.driver={disk_driver},data-file.filename={_DISK_IN_JAIL}"
-        # Read past the page cache: it would push out what the host needs, and took twice as long.
-        return f"driver=qcow2,{_socket('file', self.connection)},{disk},data-file.cache.direct=on"
+        return ",".join(
+            (
+                # Whole L2 tables at once: qemu-img looks at each of them to its end, and would
+                # otherwise read it in 16 pieces.
+                f"driver=qcow2,l2-cache-entry-size={CLUSTER_BYTES}",
+                _socket("file", self.connection),
+                # Past the page cache: it would push out what the host needs, and took twice as
+                # long.
+                f"{disk},data-file.cache.direct=on",
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +97,6 @@ class QemuImg:
         target: Node,
         *,
         disk: OpenDisk | None = None,
-        writes_disk: bool = False,
         compress: bool = False,
         cpu_s: int,
     ) -> None:
@@ -117,7 +126,6 @@ class QemuImg:
                 "memory_bytes": self._memory_bytes,
                 "cpu_s": cpu_s,
                 "disk": None if disk is None else disk.path,
-                "writable": writes_disk,
                 "report": report,
             }
             await self._run((*_jail(spec), *argv), [report, *map(_number, connections)], report)

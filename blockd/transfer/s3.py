@@ -253,8 +253,11 @@ class ObjectStore:
 
     async def complete_upload(
         self, bucket: str, key: str, upload_id: str, etags: Sequence[str]
-    ) -> None:
+    ) -> str:
         """Make the parts, from 1 on, the object. It replaces the one before at this moment.
+
+        Returns:
+            The object's ETag, without quotes; empty if the server gives none.
 
         Raises:
             UploadGone: no such upload: it may have been completed by a request whose answer was
@@ -271,6 +274,7 @@ class ObjectStore:
         document = parse_document(body)
         if document.tag.rpartition("}")[2] == "Error":
             raise refusal(fault_of(200, body), bucket, key)
+        return (document.findtext("{*}ETag") or "").strip('"')
 
     async def abort_upload(self, bucket: str, key: str, upload_id: str) -> None:
         """End it and free its parts; no-op when there is none.

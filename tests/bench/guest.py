@@ -17,14 +17,17 @@ class LabFailed(Exception):
     """The lab, or the part within, ended with another status than 0; standard error says why."""
 
 
-def run_in_lab(module: str, arguments: Sequence[str], *, trash_keep: str) -> Any:
+def run_in_lab(
+    module: str, arguments: Sequence[str], *, trash_keep: str, sections: str = ""
+) -> Any:
     """`python -m module arguments` beside a daemon in the lab; what it printed, decoded.
 
     Args:
         trash_keep: the daemon's `[trash] keep`.
+        sections: more of its configuration, in place of the lab's own.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as extra:
-        extra.write(f'[trash]\nkeep = "{trash_keep}"\n')
+        extra.write(f'[trash]\nkeep = "{trash_keep}"\n{sections}')
         extra.flush()
         done = subprocess.run(
             [

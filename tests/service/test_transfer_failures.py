@@ -56,7 +56,7 @@ FAULTS = {
     "hung": Fault(is_part(3), "hang", times=1),
     "answer to the completion lost": Fault(is_any("POST upload"), "cut", times=1),
     "completion refused once": Fault(is_any("POST upload"), "refuse", times=1),
-    "head fails": Fault(is_any("HEAD"), "status", times=2, status=502),
+    "completion answered with a foreign ETag": Fault(is_any("POST upload"), "rename", times=1),
 }
 
 
@@ -74,6 +74,21 @@ async def test_export_survives_what_passes(
         assert store.faults[0].times < template.times
         check_image(rig.server.object(KEY), rig.disk(snapshot))
         assert rig.uploads() == []
+
+
+async def test_export_whose_completion_names_no_parts_is_looked_at(
+    tmp_path: Path, store: FaultyStore
+) -> None:
+    store.faults.append(Fault(is_any("POST upload"), "rename", times=1))
+    store.faults.append(Fault(is_any("HEAD"), "status", times=2, status=502))
+    async with transfer_rig(tmp_path, store, patience="20s") as rig:
+        snapshot = await rig.snapshot(data_mib=6)
+        job = await rig.ended(await rig.export(snapshot))
+        assert (job.state, job.error) == (JobState.SUCCEEDED, None)
+        assert store.count("HEAD") == 3
+        again = await rig.ended(await rig.export(snapshot, "again.qcow2"))
+        assert again.state is JobState.SUCCEEDED
+        assert store.count("HEAD") == 3, "the answer named the parts"
 
 
 PERMANENT = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ class Fault:
     Attributes:
         does: `refuse` (reset before an answer), `reset` (in the middle of the body, whichever goes
             that way), `status` (answer with `status` and `code`), `hang`, `cut` (end the answer's
-            body early), or `call` (run `action`, then go on).
+            body early), `call` (run `action`, then go on), or `rename` (the answer's ETags are
+            others than S3 would give).
     """
 
     matches: Matches
@@ -86,9 +88,8 @@ class FaultyStore:
                 case "reset" if request.method == "PUT":
                     await request.content.readexactly(100_000)
                     return _reset(request)
-        return await self._forward(
-            request, cuts=fault is not None and fault.does in ("cut", "reset")
-        )
+        does = "" if fault is None else fault.does
+        return await self._forward(request, cuts=does in ("cut", "reset"), renames=does == "rename")
 
     def _take(self, kind: str) -> Fault | None:
         for fault in self.faults:
@@ -97,7 +98,9 @@ class FaultyStore:
                 return fault
         return None
 
-    async def _forward(self, request: web.Request, *, cuts: bool) -> web.StreamResponse:
+    async def _forward(
+        self, request: web.Request, *, cuts: bool, renames: bool
+    ) -> web.StreamResponse:
         url = URL(self.server.url + request.raw_path, encoded=True)
         headers = {
             name: value for name, value in request.headers.items() if name != "Transfer-Encoding"
@@ -111,6 +114,9 @@ class FaultyStore:
                 for name, value in answer.headers.items()
                 if name not in ("Transfer-Encoding", "Connection", "Date")
             }
+            if renames:
+                text = re.sub(r"<ETag>[^<]*</ETag>", "<ETag>other</ETag>", await answer.text())
+                return web.Response(status=answer.status, text=text)
             response = web.StreamResponse(status=answer.status, headers=passed)
             await response.prepare(request)
             async for piece in answer.content.iter_any():

@@ -1,0 +1,243 @@
+"""What qemu-img writes into when an image becomes a disk: written past the page cache, read back.
+
+The reading follows the writing while qemu-img goes on, so that the digest is of what the disk
+holds, and is there when the last byte is. qemu-img itself never sees the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import mmap
+import os
+import queue
+import stat
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+from blockd.domain.allocation import CLUSTER_BYTES
+from blockd.domain.errors import StorageError
+from blockd.domain.volume import OpenDisk
+from blockd.transfer.digest import ContentDigest, cluster_sums
+from blockd.transfer.nbd import Buffer
+
+#: What qemu-img writes at once, at most (QEMU, qemu-img.c: IO_BUF_SIZE).
+_PIECE_BYTES: Final = 2 * 1024**2
+_PIECES_TO_WRITE: Final = 6
+_PIECES_TO_READ: Final = 2
+
+_BLKSSZGET: Final = 0x1268  # linux/fs.h: the logical block size, an int
+_FILE_BLOCK_BYTES: Final = 4096
+
+
+class DiskSink:
+    """An NBD export (`nbd.Export`) of an empty disk, written in ascending order. See `disk_sink`.
+
+    `finish` answers the content digest of what was read back.
+    """
+
+    read_only = False
+
+    def __init__(
+        self,
+        direct: int,
+        buffered: int,
+        size_bytes: int,
+        block_bytes: int,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        """`direct`, `buffered`: descriptors of the disk; the first one takes whole blocks only."""
+        self.size_bytes = -(-size_bytes // 512) * 512
+        self._direct, self._buffered, self._block_bytes = direct, buffered, block_bytes
+        self._threads = pool
+        self._room = asyncio.Semaphore(_PIECES_TO_WRITE)
+        self._placed = mmap.mmap(-1, _PIECE_BYTES)  # what `place` gave last
+        self._spare = [self._placed]
+        self._end = 0  # nothing beyond it was written
+        self._written: asyncio.Queue[tuple[int, int, asyncio.Future[None]] | None] = asyncio.Queue()
+        self._to_read: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
+        for _ in range(_PIECES_TO_READ):
+            self._to_read.put(mmap.mmap(-1, _PIECE_BYTES))
+        self._digest = ContentDigest()
+        self._following = asyncio.create_task(self._follow(), name="reading back")
+
+    # what qemu-img asks
+
+    async def read(self, offset: int, length: int) -> Sequence[Buffer]:
+        """Zeros beyond what was written; it has no reason to read that."""
+        if offset < self._end:
+            raise StorageError("qemu-img reads what it writes: the import cannot go on")
+        return [bytes(length)]
+
+    async def place(self, offset: int, length: int) -> Sequence[memoryview]:
+        """Room for one write, behind all before it."""
+        if offset < self._end:
+            raise StorageError(f"qemu-img wrote at {offset} out of its turn: the import is wrong")
+        await self._room.acquire()
+        if self._following.done():  # it has failed: a write, or a look at one
+            self._room.release()
+            self._following.result()
+        if self._spare and length <= _PIECE_BYTES:
+            self._placed = self._spare.pop()
+        else:
+            self._placed = mmap.mmap(-1, max(length, _PIECE_BYTES))
+        return [memoryview(self._placed)[:length]]
+
+    async def written(self, offset: int, length: int) -> None:
+        """Goes to the disk in a thread; what becomes of it is known when it is read back."""
+        buffer = self._placed
+        loop = asyncio.get_running_loop()
+        writing = loop.run_in_executor(self._threads, partial(self._write, buffer, offset, length))
+        writing.add_done_callback(lambda _: self._give_back(buffer))
+        self._written.put_nowait((offset, length, writing))
+        self._end = offset + length
+
+    async def zero(self, offset: int, length: int) -> None:
+        """What is not written is zeros already."""
+        if offset < self._end:
+            raise StorageError(f"qemu-img zeroes at {offset} what it wrote: the import is wrong")
+        self._end = offset + length
+
+    async def flush(self) -> None:
+        """Nothing: `finish` makes all of it durable, or the disk is thrown away."""
+
+    # to the end
+
+    async def finish(self) -> str:
+        """After qemu-img's good end: all of it is durable; the content digest of what is there.
+
+        Raises:
+            StorageError: the disk could not be written or read.
+        """
+        self._written.put_nowait(None)
+        await self._following
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._sync)
+        return self._digest.hex()
+
+    async def close(self) -> None:
+        """Whatever is under way in threads ends first: it uses buffers that go away."""
+        self._following.cancel()
+        await asyncio.gather(self._following, return_exceptions=True)
+
+    # behind qemu-img's back
+
+    async def _follow(self) -> None:
+        """Read back, in order, what is written, whole clusters of it, and add it to the digest."""
+        reading: deque[tuple[int, asyncio.Future[list[bytes | None]]]] = deque()
+        begin = end = 0  # written, and not read back yet
+
+        async def look(until: int) -> None:
+            nonlocal begin
+            while begin < until:
+                if len(reading) == _PIECES_TO_READ:
+                    await self._add(*reading.popleft())
+                piece_end = min(begin + _PIECE_BYTES, until)
+                work = partial(self._read_back, begin, piece_end)
+                loop = asyncio.get_running_loop()
+                reading.append((begin // CLUSTER_BYTES, loop.run_in_executor(self._threads, work)))
+                begin = piece_end
+
+        while (item := await self._written.get()) is not None:
+            offset, length, writing = item
+            await writing
+            if offset // CLUSTER_BYTES * CLUSTER_BYTES > end:  # a hole, and none of ours before it
+                await look(_clusters_up(end))
+                begin = offset // CLUSTER_BYTES * CLUSTER_BYTES
+            end = offset + length
+            # Of the last cluster there may be more to come.
+            await look(end // CLUSTER_BYTES * CLUSTER_BYTES)
+        await look(_clusters_up(end))
+        while reading:
+            await self._add(*reading.popleft())
+
+    async def _add(self, first: int, reading: asyncio.Future[list[bytes | None]]) -> None:
+        self._digest.add_sums(first, await reading)
+
+    def _give_back(self, buffer: mmap.mmap) -> None:
+        if len(buffer) == _PIECE_BYTES:
+            self._spare.append(buffer)
+        self._room.release()
+
+    # in threads
+
+    def _write(self, buffer: mmap.mmap, offset: int, length: int) -> None:
+        is_whole = offset % self._block_bytes == 0 and length % self._block_bytes == 0
+        descriptor = self._direct if is_whole else self._buffered
+        try:
+            with memoryview(buffer) as view:
+                done = 0
+                while done < length:
+                    with view[done:length] as rest:
+                        done += os.pwrite(descriptor, rest, offset + done)
+        except OSError as err:
+            raise StorageError(f"the disk cannot be written: {err.strerror}") from err
+
+    def _read_back(self, begin: int, end: int) -> list[bytes | None]:
+        """The sums of whole clusters; what lies beyond the size is no part of the disk."""
+        need = min(end, self.size_bytes) - begin
+        buffer = self._to_read.get()
+        try:
+            with memoryview(buffer) as view:
+                got = 0
+                while got < need:
+                    with view[got : end - begin] as rest:
+                        count = os.preadv(self._direct, [rest], begin + got)
+                    if count == 0:
+                        raise StorageError("the disk is shorter than its volume")
+                    got += count
+                with view[:need] as data:
+                    return cluster_sums(data)
+        except OSError as err:
+            raise StorageError(f"the disk cannot be read: {err.strerror}") from err
+        finally:
+            self._to_read.put(buffer)
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self._buffered)
+        except OSError as err:
+            raise StorageError(f"the disk cannot be written: {err.strerror}") from err
+
+
+@asynccontextmanager
+async def disk_sink(disk: OpenDisk, size_bytes: int) -> AsyncIterator[DiskSink]:
+    """A sink onto the first `size_bytes` of an empty disk, for the length of the block.
+
+    Raises:
+        StorageError: the disk cannot be opened.
+    """
+    flags = os.O_RDWR | os.O_CLOEXEC
+    try:
+        buffered = os.open(disk.path, flags)
+    except OSError as err:
+        raise StorageError(f"the disk cannot be opened: {err.strerror}") from err
+    try:
+        direct = os.open(disk.path, flags | os.O_DIRECT)
+    except OSError:  # a file system without it: tests on a tmpfs of an old kernel
+        direct = os.dup(buffered)
+    pool = ThreadPoolExecutor(_PIECES_TO_READ + 1, "disk")
+    sink = DiskSink(direct, buffered, size_bytes, _block_bytes(buffered), pool)
+    try:
+        yield sink
+    finally:
+        await sink.close()
+        await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
+        os.close(direct)
+        os.close(buffered)
+
+
+def _clusters_up(offset: int) -> int:
+    return -(-offset // CLUSTER_BYTES) * CLUSTER_BYTES
+
+
+def _block_bytes(descriptor: int) -> int:
+    """What direct reads and writes must be multiples of. Source: open(2), O_DIRECT."""
+    if not stat.S_ISBLK(os.fstat(descriptor).st_mode):
+        return _FILE_BLOCK_BYTES
+    size = fcntl.ioctl(descriptor, _BLKSSZGET, bytes(4))
+    return int(struct.unpack("i", size)[0])
