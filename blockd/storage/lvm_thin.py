@@ -23,6 +23,7 @@ from blockd.domain.volume import Device, OpenDisk
 from blockd.host.command import Companion
 from blockd.storage.dm import DeviceMapper, lv_device_name, lv_of_device_name
 from blockd.storage.fronts import Fronts, Lower, front_owner
+from blockd.storage.instant import InstantDisks
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
 from blockd.storage.lvm_report import LogicalVolume
 from blockd.storage.pool_status import PoolStatus, parse_pool_status
@@ -53,7 +54,7 @@ class ThinSettings:
     max_suspend_s: float
 
 
-class LvmThin:
+class LvmThin(InstantDisks):
     """See the port for what each method promises."""
 
     def __init__(
@@ -278,7 +279,8 @@ class LvmThin:
         if self._mapper.info(self._pool_uuid) is None:
             await self._lvm.activate([pool_name])
 
-    async def start(self, fronts: Sequence[FrontSpec]) -> list[str]:
+    async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> list[str]:
+        del hidden  # thin snapshots need no origin
         problems = await self._put_away_leftovers()
         missing = [front.disk for front in fronts if self._active(front.disk) is None]
         if missing:

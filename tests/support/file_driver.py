@@ -22,6 +22,7 @@ from blockd.domain.pool import PoolUse
 from blockd.domain.units import GIB, MIB
 from blockd.domain.volume import Device, OpenDisk
 from blockd.service.ports import FrontSpec
+from blockd.storage.instant import InstantDisks
 
 #: Disks are whole extents, as LVM's are, so that exact sizes are the front's merit.
 EXTENT_BYTES = 4 * MIB
@@ -40,7 +41,7 @@ class _Tag:
     shown_bytes: int
 
 
-class FileDriver:
+class FileDriver(InstantDisks):
     """`StorageDriver` over a directory: disks are sparse files, fronts are links to them.
 
     All state is in the directory, so a second driver on it is a restarted daemon:
@@ -208,8 +209,9 @@ class FileDriver:
             needs_check=False,
         )
 
-    async def start(self, fronts: Sequence[FrontSpec]) -> Sequence[str]:
+    async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> Sequence[str]:
         """See `StorageDriver`. What cannot be as listed is left: the journal knows more of it."""
+        del hidden  # a snapshot is a file of its own
         await self._enter("start")
         listed = {front.volume_id for front in fronts}
         for path in sorted(self._fronts.iterdir()):
