@@ -1,4 +1,4 @@
-"""The drivers under contract: `file` always, `thin` in the lab."""
+"""The drivers under contract: `file` always, `thin` and `thick` in the lab."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -18,16 +20,17 @@ from blockd.storage import front_watchdog
 from blockd.storage.dm import open_device_mapper
 from blockd.storage.lvm_commands import LvmCommands
 from blockd.storage.lvm_config import write_lvm_config
+from blockd.storage.lvm_thick import ThickSettings, open_lvm_thick
 from blockd.storage.lvm_thin import ThinSettings, open_lvm_thin
-from blockd.storage.make_pool import make_pool
+from blockd.storage.make_pool import make_group, make_pool
 from blockd.storage.vg_queue import VgQueue
-from tests.contract.storage import FileStorage, Storage, ThinStorage
+from tests.contract.storage import FileStorage, Storage, ThickStorage, ThinStorage
 
-#: The lab's disk that may be overwritten; elsewhere there is none of this name.
-LAB_DISK = Path("/dev/ubda")
+#: The lab's disks that may be overwritten; elsewhere there are none of these names.
+LAB_DISK, THICK_DISK = Path("/dev/ubda"), Path("/dev/ubdb")
 
-VG, POOL = "contract", "pool"
-SYSTEM_DIR = Path("/run/blockd-contract/lvm")
+VG, POOL, THICK_VG = "contract", "pool", "contractthick"
+SYSTEM_DIR, THICK_DIR = Path("/run/blockd-contract/lvm"), Path("/run/blockd-contract/lvm-thick")
 
 
 async def _no_search() -> None:
@@ -70,10 +73,63 @@ async def open_thin(disk: Path) -> AsyncIterator[ThinStorage]:
         yield storage
 
 
-def run_lvm(verb: str, *args: str) -> None:
+@asynccontextmanager
+async def open_thick(disk: Path, **changes: Any) -> AsyncIterator[ThickStorage]:
+    """A started `LvmThick` on a volume group of its own on `disk`; what was in it is erased.
+
+    The one place that knows how the thick driver is made. `changes` are to its settings.
+    """
+    effects = SideEffects()
+    write_lvm_config(THICK_DIR, [str(disk)], udev=False, reserved_memory_kib=512)
+    queue = VgQueue(lambda _: None)
+    commands = LvmCommands(THICK_VG, THICK_DIR, queue, effects, udev=False, timeout_s=60)
+    await make_group(commands, [str(disk)])
+    common: dict[str, Any] = {
+        "name": "bssd",
+        "vg": THICK_VG,
+        "system_dir": THICK_DIR,
+        "udev": False,
+        "command_timeout_s": 60,
+        "max_suspend_s": 10,
+        "max_snapshots": 16,
+    }
+    settings = ThickSettings(**common | changes)
+    async with AsyncExitStack() as stack:
+        mapper = stack.enter_context(open_device_mapper(effects))
+        watchdog = await stack.enter_async_context(
+            companion([sys.executable, "-I", "-S", front_watchdog.__file__])
+        )
+        driver = await stack.enter_async_context(
+            open_lvm_thick(
+                settings, "contract", mapper, watchdog, effects, lambda _: None, _no_search
+            )
+        )
+        await driver.start([])
+        storage = ThickStorage(driver, THICK_VG, partial(run_lvm, system_dir=THICK_DIR))
+        await storage.clean()
+        yield storage
+
+
+def run_lvm(verb: str, *args: str, system_dir: Path = SYSTEM_DIR) -> None:
     """One LVM command by hand, in the driver's LVM configuration."""
-    env = {**os.environ, "LVM_SYSTEM_DIR": str(SYSTEM_DIR), "DM_DISABLE_UDEV": "1"}
+    env = {**os.environ, "LVM_SYSTEM_DIR": str(system_dir), "DM_DISABLE_UDEV": "1"}
     subprocess.run(["lvm", verb, "-qq", *args], env=env, check=True)
+
+
+@pytest_asyncio.fixture(loop_scope="session", scope="session")
+async def thick_session() -> AsyncIterator[ThickStorage]:
+    """As `thin_session`."""
+    if not THICK_DISK.is_block_device():
+        pytest.skip(f"no {THICK_DISK}: run inside scripts/lab with two disks")
+    async with open_thick(THICK_DISK) as storage:
+        yield storage
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def thick(thick_session: ThickStorage) -> AsyncIterator[ThickStorage]:
+    """The thick driver; the volume group is empty again after each test."""
+    yield thick_session
+    await thick_session.clean()
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="session")
@@ -100,7 +156,13 @@ async def file(tmp_path: Path) -> AsyncIterator[FileStorage]:
     await storage.clean()
 
 
-@pytest.fixture(params=["file", pytest.param("thin", marks=pytest.mark.kernel)])
+@pytest.fixture(
+    params=[
+        "file",
+        pytest.param("thin", marks=pytest.mark.kernel),
+        pytest.param("thick", marks=pytest.mark.kernel),
+    ]
+)
 def storage(request: pytest.FixtureRequest) -> Storage:
     """Each storage class in turn."""
     chosen: Storage = request.getfixturevalue(request.param)
