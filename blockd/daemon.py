@@ -20,6 +20,7 @@ from blockd.catalog import Catalog, Transaction, open_catalog
 from blockd.config import Config
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StartError
+from blockd.domain.front import FrontSpec
 from blockd.host.command import companion, wait_for_survivors
 from blockd.host.group import Group
 from blockd.host.notify import inherited_socket, notify
@@ -32,6 +33,7 @@ from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.host import Host, Tenancy
 from blockd.service.job_steps import JobSteps
 from blockd.service.jobs import Jobs
+from blockd.service.losses import Losses
 from blockd.service.operations import Operations
 from blockd.service.ports import Images
 from blockd.service.snapshots import Snapshots
@@ -72,7 +74,7 @@ async def run(config: Config, listener: SideEffects | None = None) -> None:
         catalog = await enter(open_catalog(config.catalog.path, effects))
         classes = await enter(open_classes(config, catalog, effects, metrics))
         images = await enter(open_images(config, effects))
-        service = await enter(open_service(config, catalog, classes, images))
+        service = await enter(open_service(config, catalog, classes, images, metrics.count_loss))
 
         async def page_of_metrics() -> bytes:
             health = await service.host.health()
@@ -224,9 +226,17 @@ async def open_images(config: Config, effects: SideEffects) -> AsyncIterator[Ima
 
 @asynccontextmanager
 async def open_service(
-    config: Config, catalog: Catalog, classes: StorageClasses, images: Images
+    config: Config,
+    catalog: Catalog,
+    classes: StorageClasses,
+    images: Images,
+    count_loss: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[Service]:
-    """The verbs over catalog and classes; what an earlier daemon left unfinished goes on."""
+    """The verbs over catalog and classes; what an earlier daemon left unfinished goes on.
+
+    Args:
+        count_loss: is told the class of each snapshot that is lost.
+    """
     host = config.host
     tenancy = Tenancy(
         host.zone,
@@ -236,9 +246,8 @@ async def open_service(
     )
     problems: list[str] = []
     for storage_class in classes:
-        in_class = partial(Transaction.volumes_with_fronts, storage_class=storage_class.name)
-        volumes = await catalog.read(in_class)
-        problems += await storage_class.driver.start([front_of(volume) for volume in volumes])
+        fronts, hidden = await catalog.read(partial(_disks_at_start, storage_class))
+        problems += await storage_class.driver.start(fronts, hidden)
     for problem in problems:
         log.error("not available", problem=problem)
     stop_s = config.daemon.stop_timeout
@@ -253,12 +262,14 @@ async def open_service(
         )
         steps = JobSteps(catalog, classes, images, operations)
         concurrency, keep_jobs_s = config.transfers.concurrency, config.transfers.keep_jobs
-        sweep = asyncio.create_task(trash.run(), name="trash")
+        tasks = [asyncio.create_task(trash.run(), name="trash")]
         try:
             async with Jobs(catalog, steps, concurrency=concurrency, keep_s=keep_jobs_s) as jobs:
                 await jobs.recover()
+                losses = Losses(catalog, classes, operations, jobs, count_loss)
+                tasks.append(asyncio.create_task(losses.run(), name="losses"))
                 yield Service(
-                    volumes=Volumes(catalog, classes, operations, trash, tenancy),
+                    volumes=Volumes(catalog, classes, operations, trash, tenancy, jobs),
                     snapshots=Snapshots(catalog, classes, operations, trash, tenancy),
                     host=Host(tenancy, classes, operations, jobs, problems),
                     answers=Answers(catalog),
@@ -273,8 +284,21 @@ async def open_service(
                     ),
                 )
         finally:
-            sweep.cancel()
-            await asyncio.gather(sweep, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _disks_at_start(
+    storage_class: StorageClass, tx: Transaction
+) -> tuple[list[FrontSpec], list[str]]:
+    """The fronts that shall be up, and the disks that have none but are needed all the same."""
+    volumes = tx.volumes_with_fronts(storage_class.name)
+    if not storage_class.is_thick:
+        return [front_of(volume) for volume in volumes], []
+    reverting = tx.disks.reverting(storage_class.name)
+    fronts = [front_of(volume) for volume in volumes if volume.id not in reverting]
+    return fronts, tx.disks.hidden(storage_class.name)
 
 
 async def make_pools(config: Config, class_name: str | None, devices: list[str]) -> str:

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from blockd.catalog.counts import CountsView
+from blockd.catalog.disk_rows import DiskRows
 from blockd.catalog.job_rows import JobRows
 from blockd.domain.idempotency import AnswerExists, FirstAnswer
 from blockd.domain.intent import Intent, Verb
+from blockd.domain.job import JobKind
 from blockd.domain.listing import OrderBy, Page, SnapshotFilter, VolumeFilter
 from blockd.domain.snapshot import ParentVolume, Snapshot
 from blockd.domain.states import Status
@@ -22,12 +24,14 @@ _VOLUME_COLUMNS: Final = (
 )
 _SNAPSHOT_COLUMNS: Final = (
     "id, project_id, name, size_bytes, storage_class, status, public, tags, "
-    "volume_id, disk, created_at, updated_at, deleted_at, error, content_digest"
+    "volume_id, disk, created_at, updated_at, deleted_at, error, content_digest, origin_disk"
 )
 _SNAPSHOT_SELECT: Final = (
     "SELECT "
     + ", ".join(f"s.{column}" for column in _SNAPSHOT_COLUMNS.split(", "))
-    + ", v.id, v.name, v.perf_iops, v.status FROM snapshots s "
+    + ", (SELECT max(j.kind) FROM jobs j WHERE j.snapshot_id = s.id AND j.phase <> ''"
+    " AND j.kind IN ('clone', 'revert'))"
+    ", v.id, v.name, v.perf_iops, v.status FROM snapshots s "
     "LEFT JOIN volumes v ON v.id = s.volume_id AND v.status <> 'deleted'"
 )
 _ORDERS: Final = {
@@ -36,7 +40,8 @@ _ORDERS: Final = {
     OrderBy.NAME_ASC: "{t}name, {t}id",
     OrderBy.NAME_DESC: "{t}name DESC, {t}id DESC",
 }
-_IOPS_OF_TYPE: Final = {name: iops for iops, name in TYPE_OF_IOPS.items()}
+#: As rows have it: 0 where the class has none.
+_IOPS_OF_TYPE: Final = {name: iops or 0 for iops, name in TYPE_OF_IOPS.items()}
 
 
 class Transaction:
@@ -44,7 +49,7 @@ class Transaction:
 
     def __init__(self, connection: sqlite3.Connection, counts: CountsView | None) -> None:
         self._sql, self._counts = connection, counts
-        self.jobs = JobRows(connection)
+        self.jobs, self.disks = JobRows(connection), DiskRows(connection)
 
     # volumes
 
@@ -138,21 +143,6 @@ class Transaction:
 
     def _snapshots(self, rest: str, args: Sequence[object]) -> Iterator[Snapshot]:
         return (_snapshot(row) for row in self._sql.execute(f"{_SNAPSHOT_SELECT} {rest}", args))
-
-    # disks
-
-    def disks_to_keep(self, disks: Sequence[str]) -> set[str]:
-        """Those of `disks` that hold the bytes of something whole, in the trash or not."""
-        marks = ", ".join("?" * len(disks))
-        whole = (
-            f"disk IN ({marks}) AND status <> 'error'"
-            " AND NOT (status = 'deleted' AND error IS NOT NULL)"
-        )
-        kept: set[str] = set()
-        for table in ("volumes", "snapshots"):
-            rows = self._sql.execute(f"SELECT disk FROM {table} WHERE {whole}", disks)
-            kept.update(str(disk) for (disk,) in rows)
-        return kept
 
     # trash
 
@@ -332,7 +322,7 @@ def _volume_row(volume: Volume) -> list[object]:
         volume.project_id,
         volume.name,
         volume.size_bytes,
-        volume.perf_iops,
+        volume.perf_iops or 0,
         volume.storage_class,
         volume.status,
         json.dumps(volume.tags),
@@ -348,7 +338,7 @@ def _volume_row(volume: Volume) -> list[object]:
 
 def _volume(row: Sequence[Any]) -> Volume:
     values = list(row)
-    values[6:8] = Status(row[6]), _tags(row[7])
+    values[4], values[6:8] = row[4] or None, (Status(row[6]), _tags(row[7]))
     return Volume(*values)
 
 
@@ -369,16 +359,18 @@ def _snapshot_row(snapshot: Snapshot) -> list[object]:
         snapshot.deleted_at,
         snapshot.error,
         snapshot.content_digest,
+        snapshot.origin_disk,
     ]
 
 
 def _snapshot(row: Sequence[Any]) -> Snapshot:
-    values, parent_row = list(row[:15]), row[15:]
+    values, held_by, parent_row = list(row[:16]), row[16], row[17:]
     parent = None
     if parent_row[0] is not None:
         parent_id, name, perf_iops, status = parent_row
-        parent = ParentVolume(parent_id, name, perf_iops, Status(status))
+        parent = ParentVolume(parent_id, name, perf_iops or None, Status(status))
     values[5:9] = Status(row[5]), bool(row[6]), _tags(row[7]), row[8], parent
+    values.append(None if held_by is None else JobKind(held_by))
     return Snapshot(*values)
 
 

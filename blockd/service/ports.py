@@ -75,6 +75,7 @@ class StorageDriver(Protocol):
         *,
         old_bytes: int,
         source: str | None,
+        source_bytes: int = 0,
         progress: Progress,
     ) -> None:
         """Thick, outside a turn: make good what `create`, `clone` and `grow` promise of the bytes.
@@ -84,6 +85,8 @@ class StorageDriver(Protocol):
         begun again at any time; a cancellation ends it within a second or so.
 
         Args:
+            source_bytes: of the source only so many count; behind them are what a grow that was
+                given up left there.
             progress: its total is set to what is to be written over.
         """
 

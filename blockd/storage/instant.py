@@ -24,10 +24,11 @@ class InstantDisks:
         *,
         old_bytes: int,
         source: str | None,
+        source_bytes: int = 0,
         progress: Progress,
     ) -> None:
         """They are complete."""
-        del disk, source
+        del disk, source, source_bytes
         progress.total_bytes = size_bytes - old_bytes
         progress.skip(progress.total_bytes)
 

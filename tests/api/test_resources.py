@@ -254,8 +254,8 @@ async def test_revert_answers_updating_and_keeps_what_was_there(
 
 async def test_pools_are_told_in_bytes_and_paged(api: Api) -> None:
     pools = await api.ok("GET", f"{HOST}/pools")
-    (pool,) = pools["pools"]
-    assert pools["total_count"] == 1
+    pool, thick = pools["pools"]
+    assert pools["total_count"] == 2
     assert pool == {
         "class": "sbs",
         "name": "files/sbs",
@@ -265,8 +265,20 @@ async def test_pools_are_told_in_bytes_and_paged(api: Api) -> None:
         "metadata_used": MIB,
         "mode": "rw",
         "needs_check": False,
+        "free": None,
     }
-    assert await api.ok("GET", f"{HOST}/pools?page=2") == {"pools": [], "total_count": 1}
+    assert thick == {
+        "class": "bssd",
+        "name": "files/bssd",
+        "size": 1000 * 1024**3,
+        "used": 0,
+        "metadata_size": 0,
+        "metadata_used": 0,
+        "mode": "rw",
+        "needs_check": False,
+        "free": 1000 * 1024**3,
+    }
+    assert await api.ok("GET", f"{HOST}/pools?page=2") == {"pools": [], "total_count": 2}
     assert (await api("GET", f"{HOST}/pools?page_size=101")).status == 400
 
 

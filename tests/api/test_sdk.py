@@ -194,10 +194,11 @@ async def test_every_filter_order_and_page(rig: Rig, address: str) -> None:
         assert api.list_snapshots(include_deleted=True).total_count == 3
 
         types = api.list_volume_types()
-        assert [kind.type_ for kind in types.volume_types] == ["sbs_15k", "sbs_5k"]
+        names = ["b_ssd", "sbs_15k", "sbs_5k"]
+        assert [kind.type_ for kind in types.volume_types] == names
         assert types.volume_types[0].pricing is None
-        assert [kind.type_ for kind in api.list_volume_types_all()] == ["sbs_15k", "sbs_5k"]
-        assert api.list_volume_types(page=2, page_size=1).volume_types == types.volume_types[1:]
+        assert [kind.type_ for kind in api.list_volume_types_all()] == names
+        assert api.list_volume_types(page=2, page_size=2).volume_types == types.volume_types[2:]
 
     await asyncio.to_thread(look)
 
@@ -294,7 +295,7 @@ async def test_older_client_finds_the_same_things(rig: Rig, address: str) -> Non
         assert newer.get_volume(volume_id=volume.id).name == "old"
         assert newer.get_snapshot(snapshot_id=snapshot.id).name == "old"
         assert [v.id for v in older.list_volumes_all()] == [volume.id]
-        assert older.list_volume_types().total_count == 2
+        assert older.list_volume_types().total_count == 3
         older.delete_snapshot(snapshot_id=snapshot.id)
         older.delete_volume(volume_id=volume.id)
         assert newer.list_volumes(include_deleted=False).total_count == 0

@@ -222,4 +222,4 @@ async def test_path_prints_the_device_and_nothing_else(cli: Cli) -> None:
 
 
 async def test_types(cli: Cli) -> None:
-    assert (await cli.ok("volume", "types", "-q")).out.split() == ["sbs_15k", "sbs_5k"]
+    assert (await cli.ok("volume", "types", "-q")).out.split() == ["b_ssd", "sbs_15k", "sbs_5k"]
