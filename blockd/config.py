@@ -216,7 +216,7 @@ def read_config(path: Path) -> Config:
 
 def _first_fault(error: ValidationError) -> str:
     faults = [
-        (".".join(str(part) for part in fault["loc"]), fault["type"], fault["msg"])
+        (_place(fault["loc"], fault["type"]), fault["type"], fault["msg"])
         for fault in error.errors()
     ]
     faults.sort(key=lambda fault: fault[1] != "extra_forbidden")  # a misspelling explains the rest
@@ -224,3 +224,12 @@ def _first_fault(error: ValidationError) -> str:
     said = "unknown option" if kind == "extra_forbidden" else message.removeprefix("Value error, ")
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return f"{where}: {said}{more}"
+
+
+def _place(path: tuple[int | str, ...], fault: str) -> str:
+    """The option as it stands in the file; pydantic puts a class's kind into the path."""
+    parts = [str(part) for part in path]
+    if parts[0] == "classes":
+        del parts[2:3]
+        parts += ["kind"] if fault.startswith("union_tag") else []
+    return ".".join(parts)
