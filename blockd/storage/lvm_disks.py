@@ -14,7 +14,8 @@ from pathlib import Path
 from blockd.domain.errors import InUse, StorageError, StorageOverdue
 from blockd.domain.front import FrontSpec
 from blockd.domain.units import SECTOR_BYTES
-from blockd.domain.volume import Device
+from blockd.domain.volume import Device, OpenDisk
+from blockd.storage.disk_reading import DiskReading
 from blockd.storage.dm import DeviceInfo, DeviceMapper, lv_device_name, lv_of_device_name
 from blockd.storage.fronts import Fronts, Lower
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
@@ -44,6 +45,8 @@ class ClassSettings:
 
 class LvmDisks:
     """The part of `service.ports.StorageDriver` that does not depend on the kind of LV."""
+
+    _reading: DiskReading
 
     def __init__(
         self,
@@ -106,6 +109,27 @@ class LvmDisks:
 
     def _ours(self, lv: LogicalVolume) -> bool:
         return self._tag in lv.tags
+
+    # reading and writing them ourselves
+
+    def reading(self, disk: str) -> AbstractAsyncContextManager[OpenDisk]:
+        """See the port."""
+        return self._reading.reading(disk)
+
+    def writing(self, disk: str) -> AbstractAsyncContextManager[OpenDisk]:
+        """See the port."""
+        return self._reading.writing(disk)
+
+    async def _put_away_left_active(self) -> list[str]:
+        """At start: what a crash left active for a reader; whoever needs it activates it again."""
+        try:
+            if left := {info.name for info in self._reading.left_active()}:
+                there = {lv_device_name(self._vg, disk): disk for disk in await self.disks()}
+                if ours := [disk for name, disk in there.items() if name in left]:
+                    await self._lvm.deactivate(ours)
+        except StorageError as err:
+            return [str(err)]
+        return []
 
     # fronts
 

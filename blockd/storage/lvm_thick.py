@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from blockd.domain.allocation import Allocation
@@ -17,14 +17,13 @@ from blockd.domain.errors import StartError, StorageError
 from blockd.domain.front import FrontSpec
 from blockd.domain.pool import ClassTraits, PoolUse
 from blockd.domain.transfer import Progress
-from blockd.domain.volume import OpenDisk
 from blockd.host.command import Companion
 from blockd.storage.cow_sizes import CowSizes
 from blockd.storage.cow_watch import CowWatch
 from blockd.storage.disk_reading import DiskReading
-from blockd.storage.dm import DeviceMapper, lv_device_name
+from blockd.storage.dm import DeviceMapper
 from blockd.storage.free_extents import FreeExtents
-from blockd.storage.fronts import Fronts, front_owner
+from blockd.storage.fronts import Fronts, Lower, front_owner
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
 from blockd.storage.lvm_disks import ClassSettings, LvmDisks
 from blockd.storage.lvm_report import LogicalVolume
@@ -253,6 +252,13 @@ class LvmThick(LvmDisks):
         """See the port."""
         return self._watch.losses()
 
+    async def _lower(self, disk: str) -> Lower:
+        was_active = self._active(disk) is not None
+        lower = await super()._lower(disk)
+        if not was_active and self._kind(disk) != "linear":
+            await self._watch_all()  # its snapshots came with it
+        return lower
+
     async def _watch_all(self) -> None:
         """Watch every snapshot of ours that is there: one process."""
         for lv in await self._lvm.lvs():
@@ -288,16 +294,6 @@ class LvmThick(LvmDisks):
         await self._lower(disk)
         await self._revert.end(disk, snapshot_disk)
 
-    # reading and writing them ourselves
-
-    def reading(self, disk: str) -> AbstractAsyncContextManager[OpenDisk]:
-        """See the port; of a snapshot it costs no process."""
-        return self._reading.reading(disk)
-
-    def writing(self, disk: str) -> AbstractAsyncContextManager[OpenDisk]:
-        """See the port."""
-        return self._reading.writing(disk)
-
     async def allocation(self, disk: str, size_bytes: int) -> Allocation | None:
         """See the port: a thick disk cannot tell."""
         del disk, size_bytes
@@ -332,16 +328,12 @@ class LvmThick(LvmDisks):
 
     async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> list[str]:
         """See the port."""
-        problems = []
-        try:
-            if left := {info.name for info in self._reading.left_active()}:
-                there = {lv_device_name(self._vg, disk): disk for disk in await self.disks()}
-                if ours := [there[name] for name in left if name in there]:
-                    await self._lvm.deactivate(ours)
-        except StorageError as err:
-            problems.append(str(err))
+        problems = await self._put_away_left_active()
         problems += await self._start_fronts(fronts, hidden)
-        await self._watch_all()
+        try:
+            await self._watch_all()
+        except StorageError as err:
+            problems.append(f"class {self._settings.name}: no snapshot is watched: {err}")
         return problems
 
 

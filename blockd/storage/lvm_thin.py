@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from blockd.domain.allocation import Allocation
@@ -16,9 +16,8 @@ from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StartError, StorageError
 from blockd.domain.front import FrontSpec
 from blockd.domain.pool import PoolUse
-from blockd.domain.volume import OpenDisk
 from blockd.host.command import Companion
-from blockd.storage.dm import DeviceMapper, lv_device_name
+from blockd.storage.dm import DeviceMapper
 from blockd.storage.fronts import Fronts, front_owner
 from blockd.storage.instant import InstantDisks
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
@@ -39,6 +38,8 @@ class ThinSettings(ClassSettings):
 
 class LvmThin(InstantDisks, LvmDisks):
     """See the port for what each method promises."""
+
+    _reading: ThinReading
 
     def __init__(
         self,
@@ -107,12 +108,6 @@ class LvmThin(InstantDisks, LvmDisks):
             await self._lvm.remove(disks, self._tag)
 
     # reading and writing them ourselves
-
-    def reading(self, disk: str) -> AbstractAsyncContextManager[OpenDisk]:
-        return self._reading.reading(disk)
-
-    def writing(self, disk: str) -> AbstractAsyncContextManager[OpenDisk]:
-        return self._reading.writing(disk)
 
     async def allocation(self, disk: str, size_bytes: int) -> Allocation | None:
         return await self._reading.allocation(disk, size_bytes, self._pool_uuid)
@@ -187,15 +182,9 @@ class LvmThin(InstantDisks, LvmDisks):
         try:
             if (await self._pool_status()).holds_snapshot:
                 await self._reading.release_leftover(self._pool_uuid)
-            if active := self._reading.left_active():
-                disks = {
-                    lv_device_name(self._settings.vg, disk): disk for disk in await self.disks()
-                }
-                if ours := [disks[info.name] for info in active if info.name in disks]:
-                    await self._lvm.deactivate(ours)
         except StorageError as err:
             return [str(err)]
-        return []
+        return await self._put_away_left_active()
 
 
 @asynccontextmanager
