@@ -10,6 +10,7 @@ import pytest_asyncio
 import structlog
 
 from tests.api.rig import V1, V1ALPHA1, Api, Rig, served
+from tests.support.service import DRIVERS
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +19,16 @@ def _quiet() -> Iterator[None]:
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     yield
     structlog.reset_defaults()
+
+
+#: Modules whose tests run with either class as the default; the others look at what is common.
+_WITH_BOTH = frozenset({"tests.api.test_resources", "tests.api.test_idempotency"})
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test of such a module that has a rig: once with each class."""
+    if metafunc.module.__name__ in _WITH_BOTH and "default_class" in metafunc.fixturenames:
+        metafunc.parametrize("default_class", DRIVERS, indirect=True)
 
 
 @pytest.fixture

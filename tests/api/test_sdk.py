@@ -203,6 +203,49 @@ async def test_every_filter_order_and_page(rig: Rig, address: str) -> None:
     await asyncio.to_thread(look)
 
 
+async def test_life_of_a_thick_volume(tmp_path: Path) -> None:
+    async with served(tmp_path, default_class="bssd") as rig, bridge(rig.socket) as address:
+        api = BlockV1API(client_at(address))
+
+        def live() -> None:
+            volume = api.create_volume(name="thick", from_empty=empty(10 * GB), perf_iops=5000)
+            assert (volume.status, volume.size, volume.type_) == ("creating", 10 * GB, "b_ssd")
+            assert volume.specs is not None
+            assert (volume.specs.class_, volume.specs.perf_iops) == ("bssd", 0)  # of null
+            volume = api.wait_for_volume(volume_id=volume.id)
+            assert volume.status == "available"
+            api.update_volume(volume_id=volume.id, size=11 * GB)
+            assert api.wait_for_volume(volume_id=volume.id).size == 11 * GB
+            snapshot = api.create_snapshot(volume_id=volume.id, name="snap", public=False)
+            snapshot = api.wait_for_snapshot(snapshot_id=snapshot.id)
+            assert (snapshot.status, snapshot.class_) == ("available", "bssd")
+            assert snapshot.parent_volume is not None
+            assert snapshot.parent_volume.type_ == "b_ssd"
+            source = CreateVolumeRequestFromSnapshot(snapshot_id=snapshot.id)
+            clone = api.create_volume(name="clone", from_snapshot=source)
+            assert api.wait_for_volume(volume_id=clone.id).type_ == "b_ssd"
+            assert api.list_volumes(include_deleted=False, volume_type="b_ssd").total_count == 2
+            assert api.list_volumes(include_deleted=False, volume_type="sbs_5k").total_count == 0
+            (thick, *_) = api.list_volume_types().volume_types
+            assert thick.specs is not None
+            assert (thick.type_, thick.specs.class_) == ("b_ssd", "bssd")
+            api.delete_volume(volume_id=volume.id)
+            assert api.get_snapshot(snapshot_id=snapshot.id).parent_volume is None
+            api.delete_snapshot(snapshot_id=snapshot.id)
+
+        await asyncio.to_thread(live)
+        fault = await refused(
+            400,
+            "invalid_arguments",
+            api.update_volume,
+            volume_id=(await asyncio.to_thread(api.list_volumes, include_deleted=False))
+            .volumes[0]
+            .id,
+            perf_iops=15000,
+        )
+        assert fault["details"][0]["argument_name"] == "perf_iops"
+
+
 @pytest.mark.parametrize("default_page_size", [None, 7, 100])
 async def test_all_pages_hold_everything_once(
     rig: Rig, address: str, default_page_size: int | None
