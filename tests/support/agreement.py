@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from tests.support.daemon import VG, Place
 
@@ -23,6 +24,7 @@ def expect_agreement(place: Place) -> None:
             "SELECT id, disk, size_bytes, status, error, 1 FROM volumes"
             " UNION ALL SELECT id, disk, size_bytes, status, error, 0 FROM snapshots"
         ).fetchall()
+        kept = {disk for (disk,) in catalog.execute("SELECT disk FROM kept_origins")}
     catalog.close()
     assert intents == []
     assert jobs == []
@@ -33,8 +35,14 @@ def expect_agreement(place: Place) -> None:
     tag = f"blockd.{catalog_id}"
     ours = {lv["lv_name"]: lv for lv in lvs if tag in lv["lv_tags"].split(",")}
     wanted = {disk for _, disk, _, status, error, _ in rows if status != "error" and not error}
-    assert set(ours) == wanted, "LVs of ours and rows of the catalog differ"
+    assert wanted.isdisjoint(kept)
+    assert set(ours) == wanted | kept, "LVs of ours and rows of the catalog differ"
+    if not place.is_thick:
+        _expect_agreement_of_pool(lvs)
+    _expect_agreement_of_fronts(f"BLOCKD-{place.storage_class}-{catalog_id}-", rows)
 
+
+def _expect_agreement_of_pool(lvs: list[dict[str, str]]) -> None:
     (pool,) = [lv for lv in lvs if lv["lv_name"] == "pool"]
     table = subprocess.run(
         ["/sbin/dmsetup", "status", f"{VG}-pool-tpool"], capture_output=True, text=True, check=True
@@ -44,7 +52,9 @@ def expect_agreement(place: Place) -> None:
     assert status[6] == "-", "a snapshot of the pool's metadata is reserved"
     assert _active_snapshots() == [], "disks of snapshots are active"
 
-    fronts = _fronts(catalog_id)
+
+def _expect_agreement_of_fronts(prefix: str, rows: list[tuple[Any, ...]]) -> None:
+    fronts = _fronts(prefix)
     live = {
         id_: (disk, size)
         for id_, disk, size, status, _, is_volume in rows
@@ -82,7 +92,8 @@ def foreign_lvs(place: Place) -> dict[str, str]:
     return {
         lv["lv_name"]: f"{lv['lv_uuid']} {lv['lv_attr']} {lv['lv_tags']}"
         for lv in _lvs(place)
-        if f"blockd.{catalog_id}" not in lv["lv_tags"].split(",") and lv["segtype"] == "thin"
+        if f"blockd.{catalog_id}" not in lv["lv_tags"].split(",")
+        and (place.is_thick or lv["segtype"] == "thin")
     }
 
 
@@ -93,7 +104,7 @@ def _lvs(place: Place) -> list[dict[str, str]]:
     return [{**lv, "lv_name": lv["lv_name"].strip("[]")} for lv in found]
 
 
-def _fronts(catalog_id: str) -> dict[str, tuple[str, int, str, str]]:
+def _fronts(prefix: str) -> dict[str, tuple[str, int, str, str]]:
     """Of each front: its state, length in sectors, the device beneath, its minor."""
     info = subprocess.run(
         ["/sbin/dmsetup", "info", "-c", "--noheadings", "--separator", " ",
@@ -104,7 +115,6 @@ def _fronts(catalog_id: str) -> dict[str, tuple[str, int, str, str]]:
     names = {f"{major}:{minor}": name for name, _, _, major, minor in devices}
     found = {}
     for name, uuid, suspended, _, minor in devices:
-        prefix = f"BLOCKD-sbs-{catalog_id}-"
         if uuid.startswith(prefix):
             table = subprocess.run(
                 ["/sbin/dmsetup", "table", name], capture_output=True, text=True, check=True

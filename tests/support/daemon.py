@@ -26,6 +26,7 @@ class Place:
     Attributes:
         state: survives a power cut where that is tested: the catalog's folder.
         run: does not: sockets, logs, LVM configuration.
+        storage_class: `sbs`, a thin class, or `bssd`, a thick one.
     """
 
     state: Path
@@ -36,6 +37,7 @@ class Place:
     high_water_percent: float = 95.0
     overcommit: float = 10.0
     names_devices: bool = True
+    storage_class: str = "sbs"
     object_storage: Server | None = None
 
     @property
@@ -62,11 +64,9 @@ class Place:
             system_dir = "{self.run}/lvm"
             reserved_memory_kib = 512
             max_suspend = "{self.max_suspend}"
-            [classes.sbs]
-            kind = "thin"
+            [classes.{self.storage_class}]
             vg = "{VG}"
-            high_water_percent = {self.high_water_percent}
-            overcommit = {self.overcommit}
+            {self._class_options}
             [trash]
             keep = "{self.trash_keep}"
             [log]
@@ -76,6 +76,21 @@ class Place:
             "utf-8",
         )
         return path
+
+    @property
+    def is_thick(self) -> bool:
+        """Whether its class hands out space thick."""
+        return self.storage_class == "bssd"
+
+    @property
+    def _class_options(self) -> str:
+        if self.is_thick:
+            return 'kind = "thick"'
+        return f"""
+            kind = "thin"
+            high_water_percent = {self.high_water_percent}
+            overcommit = {self.overcommit}
+            """
 
     @property
     def _object_storage(self) -> str:
@@ -91,10 +106,10 @@ class Place:
             """
 
     @classmethod
-    def fresh(cls, root: Path) -> Place:
-        """A place in a temporary folder, with a pool."""
+    def fresh(cls, root: Path, storage_class: str = "sbs") -> Place:
+        """A place in a temporary folder, with a pool, or a volume group for thick volumes."""
         (root / "run").mkdir()
-        place = cls(state=root, run=root / "run")
+        place = cls(state=root, run=root / "run", storage_class=storage_class)
         place.make_pool()
         return place
 
