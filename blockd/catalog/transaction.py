@@ -146,16 +146,24 @@ class Transaction:
 
     # trash
 
-    def trash(self, storage_class: str, before: str, most: int) -> tuple[list[str], list[str]]:
-        """Ids of volumes and of snapshots deleted before the instant `before`, oldest first."""
+    def trash(
+        self, storage_class: str, before: str, most: int, *, for_room: bool = False
+    ) -> tuple[list[str], list[str]]:
+        """Ids of volumes and of snapshots deleted before the instant `before`, oldest first.
+
+        Args:
+            for_room: without volumes whose disk would stay, as a living snapshot needs it.
+        """
         rows = self._sql.execute(
             "SELECT kind, id FROM ("
-            " SELECT 'v' AS kind, id, deleted_at FROM volumes"
-            "  WHERE deleted_at < ?1 AND storage_class = ?2"
+            " SELECT 'v' AS kind, v.id, v.deleted_at FROM volumes v"
+            "  WHERE v.deleted_at < ?1 AND v.storage_class = ?2"
+            "  AND NOT (?4 AND EXISTS (SELECT 1 FROM snapshots s"
+            "   WHERE s.origin_disk = v.disk AND s.status NOT IN ('deleted', 'error')))"
             " UNION ALL SELECT 's', id, deleted_at FROM snapshots"
             "  WHERE deleted_at < ?1 AND storage_class = ?2"
             ") ORDER BY deleted_at, id LIMIT ?3",
-            [before, storage_class, most],
+            [before, storage_class, most, for_room],
         ).fetchall()
         return [id_ for kind, id_ in rows if kind == "v"], [
             id_ for kind, id_ in rows if kind == "s"

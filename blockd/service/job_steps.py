@@ -111,6 +111,9 @@ class JobSteps:
             expected = isinstance(failure, BlockdError | OSError)
             reason, trace = reason_of(failure), None if expected else failure
             log.error("job failed", kind=job.kind, reason=reason, exc_info=trace)
+        for storage_class in self._classes:
+            for promised in (job.id, job.volume_id, job.snapshot_id):
+                storage_class.promised.pop(promised or "", None)
         if job.kind in TRANSFERS:
             intents = await self._catalog.write("job failed", _failed(job_id, failure, progress))
         else:

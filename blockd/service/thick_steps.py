@@ -218,8 +218,6 @@ class ThickSteps:
         if volume is None:
             return await self._catalog.write("job failed", _failed(job, failure, progress))
         storage_class = self._classes[volume.storage_class]
-        for promised in (job.id, volume.id):
-            storage_class.promised.pop(promised, None)
         if job.kind is not JobKind.REVERT or volume.status is not UPDATING:
             return await self._catalog.write("job failed", _failed(job, failure, progress))
         if job.phase is not Phase.BEGUN:

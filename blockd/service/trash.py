@@ -162,10 +162,12 @@ class Trash:
     async def _erase_for_room(self, class_name: str) -> bool:
         """Erase the oldest things in the trash; whether there were any."""
         now = format_timestamp(datetime.now(UTC))
-        if not await self._catalog.read(partial(_is_due, class_name, now)):
+        if not await self._catalog.read(partial(_is_due, class_name, now, for_room=True)):
             return False
         log.warning("erasing trash early for room", storage_class=class_name)
-        take_out = partial(_take_out, storage_class=class_name, due=now, most=_BATCH_FOR_ROOM)
+        take_out = partial(
+            _take_out, storage_class=class_name, due=now, most=_BATCH_FOR_ROOM, for_room=True
+        )
         intent = await self._catalog.write("trash erasing for room", take_out)
         if intent is not None:
             await asyncio.wait([self._operations.submit(intent)], timeout=_ROOM_DEADLINE_S)
@@ -207,13 +209,15 @@ class Trash:
         return max(until.total_seconds(), 0.0) + 0.001
 
 
-def _is_due(storage_class: str, due: str, tx: Transaction) -> bool:
-    return any(tx.trash(storage_class, due, 1))
+def _is_due(storage_class: str, due: str, tx: Transaction, *, for_room: bool = False) -> bool:
+    return any(tx.trash(storage_class, due, 1, for_room=for_room))
 
 
-def _take_out(tx: Transaction, storage_class: str, due: str, most: int) -> Intent | None:
+def _take_out(
+    tx: Transaction, storage_class: str, due: str, most: int, *, for_room: bool = False
+) -> Intent | None:
     """Exchange the rows of a batch for the intent that erases their disks."""
-    volume_ids, snapshot_ids = tx.trash(storage_class, due, most)
+    volume_ids, snapshot_ids = tx.trash(storage_class, due, most, for_room=for_room)
     rows: list[Volume | Snapshot | None] = [tx.volume(id_) for id_ in volume_ids]
     rows += [tx.snapshot(id_) for id_ in snapshot_ids]
     return forget(tx, storage_class, [row for row in rows if row is not None])

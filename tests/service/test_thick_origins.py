@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from blockd.domain.errors import (
     PreconditionFailed,
     StorageError,
 )
-from blockd.domain.job import JobState
+from blockd.domain.job import JobState, Phase
 from blockd.domain.snapshot import NewSnapshot
 from blockd.domain.states import Status
+from blockd.domain.transfer import Progress
 from blockd.domain.units import MIB
 from blockd.service.erasures import add_erase
 from tests.service.thick_rig import NEW, OLD, Thick, thick
@@ -238,6 +240,37 @@ async def test_room_is_exact_and_what_is_promised_counts(tmp_path: Path) -> None
         await rig.run.service.volumes.delete(second.id)
         assert (await rig.volume(2 * EXTENT)).status is Status.AVAILABLE  # the trash gave way
         await rig.expect_agreement()
+
+
+async def test_volume_in_the_trash_is_not_erased_for_room_while_a_snapshot_keeps_its_disk(
+    tmp_path: Path,
+) -> None:
+    driver = ThickFileDriver(tmp_path / "bssd", capacity_bytes=4 * EXTENT)
+    async with thick(tmp_path, driver) as rig:
+        volume, snapshot = await rig.stamped()
+        await rig.run.service.volumes.delete(volume.id)
+        with pytest.raises(NoRoom):
+            await rig.create(4 * EXTENT)
+        await rig.run.service.volumes.undelete(volume.id)
+        await rig.expect(volume, NEW)
+        await rig.run.service.volumes.delete(volume.id)
+        await rig.run.service.snapshots.delete(snapshot.id)
+        assert (await rig.volume(4 * EXTENT)).status is Status.AVAILABLE  # now both gave way
+        await rig.expect_agreement()
+
+
+async def test_job_that_ends_before_it_took_its_space_gives_the_promise_back(
+    rig: Thick,
+) -> None:
+    bssd = rig.run.classes["bssd"]
+    volume = await rig.volume()
+    job = await rig.job_of(volume)
+    bssd.promised[volume.id] = 1  # as a request does it that finds its job waiting
+    await rig.run.catalog.write(
+        "as if it waited", lambda tx: tx.jobs.put(replace(job, phase=Phase.BEGUN))
+    )
+    await rig.run.service.transfers._jobs._steps.fail(job.id, None, Progress())
+    assert bssd.promised == {}
 
 
 async def test_revert_without_room_for_its_stores_changes_nothing(tmp_path: Path) -> None:
