@@ -45,6 +45,14 @@ class JobRows:
         where = "WHERE phase <> '' AND kind = ? AND bucket = ? AND key = ?"
         return next(iter(self._select(where, [JobKind.EXPORT, bucket, key])), None)
 
+    def holders(self) -> dict[str, JobKind]:
+        """The snapshots whose disk is needed by a clone's copy or a revert's merge under way."""
+        rows = self._sql.execute(
+            "SELECT snapshot_id, max(kind) FROM jobs"
+            " WHERE phase <> '' AND kind IN ('clone', 'revert') GROUP BY snapshot_id"
+        )
+        return {str(id_): JobKind(kind) for id_, kind in rows}
+
     def of_snapshot(self, snapshot_id: str) -> list[Job]:
         """The unfinished ones that need this snapshot's bytes."""
         return self._select("WHERE snapshot_id = ? AND phase <> '' ORDER BY id", [snapshot_id])

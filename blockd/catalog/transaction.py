@@ -29,9 +29,7 @@ _SNAPSHOT_COLUMNS: Final = (
 _SNAPSHOT_SELECT: Final = (
     "SELECT "
     + ", ".join(f"s.{column}" for column in _SNAPSHOT_COLUMNS.split(", "))
-    + ", (SELECT max(j.kind) FROM jobs j WHERE j.snapshot_id = s.id AND j.phase <> ''"
-    " AND j.kind IN ('clone', 'revert'))"
-    ", v.id, v.name, v.perf_iops, v.status FROM snapshots s "
+    + ", v.id, v.name, v.perf_iops, v.status FROM snapshots s "
     "LEFT JOIN volumes v ON v.id = s.volume_id AND v.status <> 'deleted'"
 )
 _ORDERS: Final = {
@@ -142,7 +140,9 @@ class Transaction:
         return list(self._snapshots(f"WHERE s.id IN ({ids}) ORDER BY {order}", args)), total
 
     def _snapshots(self, rest: str, args: Sequence[object]) -> Iterator[Snapshot]:
-        return (_snapshot(row) for row in self._sql.execute(f"{_SNAPSHOT_SELECT} {rest}", args))
+        holders = self.jobs.holders()  # once, as there are next to none: a join costs each row
+        rows = self._sql.execute(f"{_SNAPSHOT_SELECT} {rest}", args)
+        return (_snapshot(row, holders.get(row[0])) for row in rows)
 
     # trash
 
@@ -371,14 +371,14 @@ def _snapshot_row(snapshot: Snapshot) -> list[object]:
     ]
 
 
-def _snapshot(row: Sequence[Any]) -> Snapshot:
-    values, held_by, parent_row = list(row[:16]), row[16], row[17:]
+def _snapshot(row: Sequence[Any], held_by: JobKind | None) -> Snapshot:
+    values, parent_row = list(row[:16]), row[16:]
     parent = None
     if parent_row[0] is not None:
         parent_id, name, perf_iops, status = parent_row
         parent = ParentVolume(parent_id, name, perf_iops or None, Status(status))
     values[5:9] = Status(row[5]), bool(row[6]), _tags(row[7]), row[8], parent
-    values.append(None if held_by is None else JobKind(held_by))
+    values.append(held_by)
     return Snapshot(*values)
 
 

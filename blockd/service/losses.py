@@ -49,15 +49,25 @@ class Losses:
         await asyncio.gather(*(self._listen(storage_class) for storage_class in thick))
 
     async def _listen(self, storage_class: StorageClass) -> None:
-        async for disk, reason in storage_class.driver.losses():
-            while True:
-                try:
-                    await self._lose(storage_class, disk, reason)
-                except Exception:
-                    log.exception("lost snapshot not noted, will be tried again", disk=disk)
-                    await asyncio.sleep(_RETRY_S)
-                else:
-                    break
+        while True:
+            try:
+                async for disk, reason in storage_class.driver.losses():
+                    await self._note(storage_class, disk, reason)
+            except Exception:
+                log.exception(
+                    "losses are not heard of for a while", storage_class=storage_class.name
+                )
+            await asyncio.sleep(_RETRY_S)
+
+    async def _note(self, storage_class: StorageClass, disk: str, reason: str) -> None:
+        while True:
+            try:
+                await self._lose(storage_class, disk, reason)
+            except Exception:
+                log.exception("lost snapshot not noted, will be tried again", disk=disk)
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return
 
     async def _lose(self, storage_class: StorageClass, disk: str, reason: str) -> None:
         # In a turn: between two steps of a snapshot that is being taken, or taken again.

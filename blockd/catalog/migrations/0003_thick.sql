@@ -42,6 +42,6 @@ CREATE INDEX jobs_by_created ON jobs (created_at, id);
 CREATE INDEX jobs_by_volume ON jobs (volume_id, created_at, id);
 CREATE INDEX jobs_by_snapshot ON jobs (snapshot_id, created_at, id);
 CREATE INDEX jobs_unfinished ON jobs (created_at, id) WHERE phase <> '';
--- Who needs a snapshot's disk for himself just now; empty as a rule, and asked for every snapshot.
+-- Who needs a snapshot's disk for himself just now; empty as a rule, and asked with every snapshot.
 CREATE INDEX jobs_that_hold ON jobs (snapshot_id, kind)
     WHERE phase <> '' AND kind IN ('clone', 'revert');
