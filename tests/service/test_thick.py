@@ -60,6 +60,7 @@ async def test_cancelled_create_leaves_a_volume_in_error_and_no_disk(rig: Thick,
     volume = await rig.create(of=snapshot.id if verb == "clone" else None)
     job = await rig.job_of(volume)
     assert job.kind == verb
+    await rig.until_disk(volume.disk)
     await rig.run.service.transfers.cancel(job.id)
     assert (await rig.ended(job)).state is JobState.CANCELLED
     row = await rig.run.service.volumes.get(volume.id)
@@ -73,6 +74,7 @@ async def test_cancelled_grow_leaves_the_old_size_and_its_old_bytes_never_show(r
     rig.driver.gates["complete"] = asyncio.Event()
     changing = await rig.grow(volume, 3 * EXTENT)
     assert (changing.status, changing.size_bytes) == (Status.UPDATING, SIZE)
+    await rig.until_disk(volume.disk, 3 * EXTENT)
     job = await rig.job_of(volume)
     await rig.run.service.transfers.cancel(job.id)
     assert (await rig.ended(job)).state is JobState.CANCELLED

@@ -140,6 +140,7 @@ async def test_clone_of_a_snapshot_that_is_lost_meanwhile_fails_with_its_reason(
     _, snapshot = await rig.stamped()
     rig.driver.gates["complete"] = asyncio.Event()
     clone = await rig.create(of=snapshot.id)
+    await rig.until_disk(clone.disk)
     job = await rig.job_of(clone)
     rig.driver.lose(snapshot.disk, "its store is full")
     done = await rig.ended(job)

@@ -104,6 +104,12 @@ class Thick:
                 await asyncio.sleep(0.002)
         return now
 
+    async def until_disk(self, disk: str, size_bytes: int = 0) -> None:
+        """The disk is there, with at least so many bytes."""
+        async with asyncio.timeout(_DEADLINE_S):
+            while (await self.driver.disks()).get(disk, -1) < size_bytes:
+                await asyncio.sleep(0.002)
+
     async def idle(self) -> None:
         """Nothing is under way."""
         async with asyncio.timeout(_DEADLINE_S):
