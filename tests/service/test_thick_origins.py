@@ -64,16 +64,20 @@ async def test_origin_of_an_erased_volume_stays_until_its_last_snapshot_is_erase
 
 
 async def test_origin_in_the_trash_comes_back_whole_whatever_is_erased_around_it(
-    rig: Thick,
+    tmp_path: Path,
 ) -> None:
-    volume, snapshot = await rig.stamped()
-    await rig.run.service.volumes.delete(volume.id)
-    await rig.expect_snapshot(snapshot, OLD)
-    await rig.run.service.snapshots.delete(snapshot.id)
-    back = await rig.run.service.snapshots.undelete(snapshot.id)
-    await rig.expect_snapshot(back, OLD)
-    await rig.run.service.volumes.undelete(volume.id)
-    await rig.expect(volume, NEW)
+    async with thick(tmp_path) as rig:
+        volume, snapshot = await rig.stamped()
+        await rig.run.service.volumes.delete(volume.id)
+        await rig.expect_snapshot(snapshot, OLD)
+        await rig.run.service.snapshots.delete(snapshot.id)
+    async with thick(tmp_path) as rig:
+        assert rig.driver.never_activated == set()
+        back = await rig.run.service.snapshots.undelete(snapshot.id)
+        await rig.expect_snapshot(back, OLD)
+        await rig.run.service.volumes.undelete(volume.id)
+        await rig.expect(volume, NEW)
+        await rig.expect_agreement()
 
 
 async def test_erasure_that_names_an_origin_in_need_is_refused(rig: Thick) -> None:
