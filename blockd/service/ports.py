@@ -85,8 +85,8 @@ class StorageDriver(Protocol):
         begun again at any time; a cancellation ends it within a second or so.
 
         Args:
-            source_bytes: of the source only so many count; behind them are what a grow that was
-                given up left there.
+            source_bytes: of the source only so many count, 0 is all; behind them is what a grow
+                that was given up left there.
             progress: its total is set to what is to be written over.
         """
 

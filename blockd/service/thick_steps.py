@@ -119,18 +119,18 @@ class ThickSteps:
                 job = await self._begin_merge(job, volume, snapshot, driver)
         if job.phase is Phase.MERGING:
             await driver.merged(volume.disk, progress)
-            async with driver.turn():
+            if snapshot.size_bytes < volume.size_bytes:  # it has grown since: zeros in that part
+                await driver.complete(
+                    volume.disk,
+                    volume.size_bytes,
+                    old_bytes=snapshot.size_bytes,
+                    source=None,
+                    progress=Progress(),
+                )
+        async with driver.turn():  # a single one: nobody else may take the room of the store
+            if job.phase is Phase.MERGING:
                 await driver.end_merge(volume.disk, snapshot.disk)
                 job = await self._advance(job, Phase.AGAIN)
-        if snapshot.size_bytes < volume.size_bytes:  # it has grown since: zeros behind its end
-            await driver.complete(
-                volume.disk,
-                volume.size_bytes,
-                old_bytes=snapshot.size_bytes,
-                source=None,
-                progress=Progress(),
-            )
-        async with driver.turn():
             await driver.snapshot(snapshot.disk, volume.disk, None)
             await driver.connect(front_of(volume))
             await self._end_well(

@@ -20,10 +20,16 @@ def _quiet() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+@pytest.fixture
+def default_class(request: pytest.FixtureRequest) -> str:
+    """Thin, unless a test is parametrized with both: see `pytest_generate_tests`."""
+    return str(getattr(request, "param", "sbs"))
+
+
 @pytest_asyncio.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+async def rig(tmp_path: Path, default_class: str) -> AsyncIterator[Rig]:
     """The API over the real service and sparse files."""
-    async with served(tmp_path) as running:
+    async with served(tmp_path, default_class=default_class) as running:
         yield running
 
 

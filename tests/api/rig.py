@@ -30,6 +30,7 @@ from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.host import Host, Tenancy
 from blockd.service.job_steps import JobSteps
 from blockd.service.jobs import Jobs
+from blockd.service.losses import Losses
 from blockd.service.operations import Operations
 from blockd.service.snapshots import Snapshots
 from blockd.service.transfers import Transfers
@@ -131,6 +132,8 @@ class Rig:
     driver: FileDriver
     trash: Trash
     operations: Operations
+    drivers: Mapping[str, FileDriver] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
     admit: Callable[[Peer], bool] = field(default=lambda peer: True)
 
     def admits(self, peer: Peer) -> bool:
@@ -168,8 +171,16 @@ async def service_over_files(
             Transfers(catalog, classes, trash, tenancy, images, jobs, max_import_bytes=100 * GIB),
         )
         nothing: Any = None
-        rig = Rig(nothing, nothing, root / "s", service, catalog, driver, trash, operations)
-        yield service, rig
+        rig = Rig(
+            nothing, nothing, root / "s", service, catalog, driver, trash, operations, drivers
+        )
+        losses = Losses(catalog, classes, operations, jobs, rig.lost.append)
+        listening = asyncio.create_task(losses.run())
+        try:
+            yield service, rig
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
 
 
 @asynccontextmanager

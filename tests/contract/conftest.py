@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from tests.contract.lab_drivers import LAB_DISK, THICK_DISK, open_thick, open_thin
 from tests.contract.storage import FileStorage, Storage, ThickStorage, ThinStorage
+from tests.support.thick_files import ThickFileDriver
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="session")
@@ -52,9 +53,18 @@ async def file(tmp_path: Path) -> AsyncIterator[FileStorage]:
     await storage.clean()
 
 
+@pytest_asyncio.fixture(loop_scope="session")
+async def thick_file(tmp_path: Path) -> AsyncIterator[FileStorage]:
+    """The same as a thick class."""
+    storage = FileStorage(tmp_path, ThickFileDriver)
+    yield storage
+    await storage.clean()
+
+
 @pytest.fixture(
     params=[
         "file",
+        "thick_file",
         pytest.param("thin", marks=pytest.mark.kernel),
         pytest.param("thick", marks=pytest.mark.kernel),
     ]

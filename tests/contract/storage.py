@@ -202,9 +202,9 @@ class Storage(ABC):
 class FileStorage(Storage):
     """The sparse files."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(FileDriver(root))
-        self._root = root
+    def __init__(self, root: Path, make: type[FileDriver] = FileDriver) -> None:
+        super().__init__(make(root))
+        self._root, self._make = root, make
 
     async def apart(self, work: Callable[[], T]) -> T:
         """Between two steps of the driver, which freezes nobody else (see `FileDriver`)."""
@@ -224,7 +224,7 @@ class FileStorage(Storage):
 
     async def restart(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> None:
         """A second driver on the same directory."""
-        self.driver = FileDriver(self._root)
+        self.driver = self._make(self._root)
         await self.driver.start(fronts, hidden)
 
 

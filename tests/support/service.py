@@ -36,6 +36,7 @@ class Running:
 
     service: Service
     catalog: Catalog
+    classes: StorageClasses
     driver: FileDriver
     config: Config
     socket: Path
@@ -78,7 +79,7 @@ async def running(
         classes = StorageClasses({default_class: only}, default_class)
         images = await enter(open_images(config, effects or SideEffects()))
         service = await enter(open_service(config, catalog, classes, images))
-        yield Running(service, catalog, driver, config, config.api.socket)
+        yield Running(service, catalog, classes, driver, config, config.api.socket)
 
 
 @asynccontextmanager

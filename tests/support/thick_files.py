@@ -97,8 +97,9 @@ class ThickFileDriver(FileDriver):
                 os.truncate(path, min(old_bytes, tag.shown_bytes))
                 os.truncate(path, tag.shown_bytes)
             elif source is not None:
+                length = source_bytes or self._need_readable(source).size_bytes
                 self._need_readable(source)
-                _copy_range(self._disk_path(source), path, old_bytes, source_bytes)
+                _copy_range(self._disk_path(source), path, old_bytes, length)
             progress.add(progress.total_bytes // 2)
             await asyncio.sleep(0)
         tag = self._need(disk)
