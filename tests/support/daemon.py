@@ -36,6 +36,7 @@ class Place:
     high_water_percent: float = 95.0
     overcommit: float = 10.0
     names_devices: bool = True
+    kind: str = "thin"
     object_storage: Server | None = None
 
     @property
@@ -62,11 +63,7 @@ class Place:
             system_dir = "{self.run}/lvm"
             reserved_memory_kib = 512
             max_suspend = "{self.max_suspend}"
-            [classes.sbs]
-            kind = "thin"
-            vg = "{VG}"
-            high_water_percent = {self.high_water_percent}
-            overcommit = {self.overcommit}
+            {self._classes}
             [trash]
             keep = "{self.trash_keep}"
             [log]
@@ -76,6 +73,22 @@ class Place:
             "utf-8",
         )
         return path
+
+    @property
+    def _classes(self) -> str:
+        if self.kind == "thick":
+            return f"""
+            [classes.bssd]
+            kind = "thick"
+            vg = "{VG}"
+            """
+        return f"""
+            [classes.sbs]
+            kind = "thin"
+            vg = "{VG}"
+            high_water_percent = {self.high_water_percent}
+            overcommit = {self.overcommit}
+            """
 
     @property
     def _object_storage(self) -> str:
