@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.support.client import ORGANIZATION, PROJECT, ZONE, Api
 from tests.support.object_store import Server
@@ -75,6 +76,11 @@ class Place:
         return path
 
     @property
+    def storage_class(self) -> str:
+        """The one class there is."""
+        return "bssd" if self.kind == "thick" else "sbs"
+
+    @property
     def _classes(self) -> str:
         if self.kind == "thick":
             return f"""
@@ -104,10 +110,10 @@ class Place:
             """
 
     @classmethod
-    def fresh(cls, root: Path) -> Place:
+    def fresh(cls, root: Path, **more: Any) -> Place:
         """A place in a temporary folder, with a pool."""
         (root / "run").mkdir()
-        place = cls(state=root, run=root / "run")
+        place = cls(state=root, run=root / "run", **more)
         place.make_pool()
         return place
 
