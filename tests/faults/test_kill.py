@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.lab_drivers import THICK_DISK
 from tests.faults import chain
 from tests.faults.scenarios import SCENARIOS
 from tests.support.daemon import Place
@@ -15,51 +16,52 @@ from tests.support.object_store import object_store
 
 pytestmark = pytest.mark.kernel
 
-
-#: Verbs that a thick class carries out in a way of its own; the rest is run with all of them over
-#: the fake (tests/service/test_thick_crashes.py).
-THICK_VERBS = ("create", "clone", "resize", "revert", "erase", "erase snapshot")
+#: Those that storage carries out otherwise than in a thin class.
+THICK_VERBS = ("create", "clone", "snapshot", "resize", "revert", "erase", "erase snapshot")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """One volume group for all verbs."""
-    yield from _place(tmp_path_factory, "sbs")
-
-
-@pytest.fixture(scope="module")
-def thick_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """The same for a thick class."""
-    yield from _place(tmp_path_factory, "bssd")
-
-
-def _place(factory: pytest.TempPathFactory, storage_class: str) -> Iterator[Place]:
     if not Path("/dev/ubdb").is_block_device():
         pytest.skip("no /dev/ubdb: run inside scripts/lab with two disks")
-    with object_store(factory.mktemp("store")) as server:
+    with object_store(tmp_path_factory.mktemp("store")) as server:
         made = dataclasses.replace(
-            Place.fresh(factory.mktemp("kill"), storage_class), object_storage=server
+            Place.fresh(tmp_path_factory.mktemp("kill")), object_storage=server
         )
         chain.make_foreign(made)
         yield made
         made.remove_vg()
 
 
-@pytest.mark.parametrize("verb", SCENARIOS)
-def test_daemon_killed_at_each_side_effect_leaves_catalog_and_vg_in_agreement(
-    place: Place, verb: str
-) -> None:
-    _die_everywhere(place, verb)
+@pytest.fixture(scope="module")
+def thick_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A volume group of thick volumes for all verbs."""
+    if not THICK_DISK.is_block_device():
+        pytest.skip(f"no {THICK_DISK}: run inside scripts/lab with three disks")
+    made = Place.fresh(tmp_path_factory.mktemp("thick"), kind="thick", disk=THICK_DISK)
+    chain.make_foreign(made)
+    yield made
+    made.remove_vg()
 
 
 @pytest.mark.parametrize("verb", THICK_VERBS)
 def test_daemon_of_a_thick_class_killed_at_each_side_effect_leaves_all_in_agreement(
     thick_place: Place, verb: str
 ) -> None:
-    _die_everywhere(thick_place, verb)
+    scenario = SCENARIOS[verb]()
+    place = dataclasses.replace(thick_place, trash_keep=scenario.trash_keep)
+    events = chain.record(place, scenario)
+    for at in chain.fatal_points(events):
+        print(f"{verb}: dies {events[at]}", flush=True)
+        chain.crash(place, scenario, at, "kill")
+    chain.end(place)
 
 
-def _die_everywhere(place: Place, verb: str) -> None:
+@pytest.mark.parametrize("verb", SCENARIOS)
+def test_daemon_killed_at_each_side_effect_leaves_catalog_and_vg_in_agreement(
+    place: Place, verb: str
+) -> None:
     scenario = SCENARIOS[verb]()
     place = dataclasses.replace(place, trash_keep=scenario.trash_keep)
     events = chain.record(place, scenario)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.support.client import ORGANIZATION, PROJECT, ZONE, Api
 from tests.support.object_store import Server
@@ -26,7 +27,6 @@ class Place:
     Attributes:
         state: survives a power cut where that is tested: the catalog's folder.
         run: does not: sockets, logs, LVM configuration.
-        storage_class: `sbs`, a thin class, or `bssd`, a thick one.
     """
 
     state: Path
@@ -37,7 +37,7 @@ class Place:
     high_water_percent: float = 95.0
     overcommit: float = 10.0
     names_devices: bool = True
-    storage_class: str = "sbs"
+    kind: str = "thin"
     object_storage: Server | None = None
 
     @property
@@ -64,9 +64,7 @@ class Place:
             system_dir = "{self.run}/lvm"
             reserved_memory_kib = 512
             max_suspend = "{self.max_suspend}"
-            [classes.{self.storage_class}]
-            vg = "{VG}"
-            {self._class_options}
+            {self._classes}
             [trash]
             keep = "{self.trash_keep}"
             [log]
@@ -78,16 +76,22 @@ class Place:
         return path
 
     @property
-    def is_thick(self) -> bool:
-        """Whether its class hands out space thick."""
-        return self.storage_class == "bssd"
+    def storage_class(self) -> str:
+        """The one class there is."""
+        return "bssd" if self.kind == "thick" else "sbs"
 
     @property
-    def _class_options(self) -> str:
-        if self.is_thick:
-            return 'kind = "thick"'
+    def _classes(self) -> str:
+        if self.kind == "thick":
+            return f"""
+            [classes.bssd]
+            kind = "thick"
+            vg = "{VG}"
+            """
         return f"""
+            [classes.sbs]
             kind = "thin"
+            vg = "{VG}"
             high_water_percent = {self.high_water_percent}
             overcommit = {self.overcommit}
             """
@@ -106,10 +110,10 @@ class Place:
             """
 
     @classmethod
-    def fresh(cls, root: Path, storage_class: str = "sbs") -> Place:
-        """A place in a temporary folder, with a pool, or a volume group for thick volumes."""
+    def fresh(cls, root: Path, **more: Any) -> Place:
+        """A place in a temporary folder, with a pool."""
         (root / "run").mkdir()
-        place = cls(state=root, run=root / "run", storage_class=storage_class)
+        place = cls(state=root, run=root / "run", **more)
         place.make_pool()
         return place
 
