@@ -248,3 +248,21 @@ async def test_volume_that_is_opened_before_its_front_goes_down_is_not_reverted(
         after = await rig.settled(reverting)
     assert "in use" in str(after.error)
     await rig.expect(volume, NEW)
+
+
+async def test_delete_that_loses_to_a_revert_does_not_bring_the_front_up_under_the_merge(
+    rig: Thick,
+) -> None:
+    volume, snapshot = await rig.stamped()
+    rig.driver.gates["disconnect"] = both = asyncio.Event()
+    rig.driver.gates["merged"] = merging = asyncio.Event()
+    deleting = asyncio.create_task(rig.run.service.volumes.delete(volume.id))
+    await asyncio.sleep(0)
+    reverting = await rig.run.service.volumes.revert(volume.id, snapshot.id, False)
+    both.set()
+    with pytest.raises(TransientState):
+        await deleting
+    assert await rig.driver.disk_behind(volume.id) is None
+    merging.set()
+    assert (await rig.settled(reverting)).status is Status.AVAILABLE
+    await rig.expect(volume, OLD)
