@@ -22,7 +22,7 @@ def _quiet() -> Iterator[None]:
 
 
 #: Modules whose tests run with either class as the default; the others look at what is common.
-_WITH_BOTH = frozenset({"tests.api.test_resources", "tests.api.test_idempotency"})
+_WITH_BOTH = frozenset({"tests.api.test_resources"})
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
