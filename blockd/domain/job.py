@@ -45,7 +45,8 @@ class Phase(StrEnum):
     COMPLETING = "completing"  # the object may be there
     UNDOING = "undoing"  # the upload is to be aborted, whatever is found of it
     MERGING = "merging"  # a revert: the volume has, or is about to have, the snapshot's bytes
-    AGAIN = "again"  # merged; the snapshot is to be taken again, and the front to come up
+    AGAIN = "again"  # merged; the snapshot is to be taken again
+    SHOWING = "showing"  # all is done but the front, which users may have seen and written to
 
 
 class Compression(StrEnum):

@@ -62,12 +62,8 @@ class JobSteps:
                 raise NotFound("job", job_id)
             if job.has_ended:
                 raise WrongState("job", job_id, job.state, "cancel")
-            if job.kind is JobKind.REVERT and job.phase is not Phase.BEGUN:
-                raise PreconditionFailed(
-                    "resource_not_usable",
-                    f"job {job_id}: volume {job.volume_id} is being merged with its snapshot, and "
-                    "what it held is partly gone: wait for the end",
-                )
+            if job.kind not in TRANSFERS and job.phase is not Phase.BEGUN:
+                raise PreconditionFailed("resource_not_usable", _why_too_late(job))
             job = replace(job, args={**job.args, "cancelled": True})
             tx.jobs.put(job)
             return job
@@ -124,6 +120,15 @@ class JobSteps:
     async def undo(self, job: Job) -> str | None:
         """End the upload of a job that failed; why it could not be done, None when it is."""
         return await self._transfers.undo(job)
+
+
+def _why_too_late(job: Job) -> str:
+    if job.phase is Phase.SHOWING:
+        return f"job {job.id} is at its end"
+    return (
+        f"job {job.id}: volume {job.volume_id} is being merged with its snapshot, and what it held "
+        "is partly gone: wait for the end"
+    )
 
 
 def _failed(

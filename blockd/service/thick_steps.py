@@ -72,18 +72,21 @@ class ThickSteps:
         storage_class = self._classes[volume.storage_class]
         driver = storage_class.driver
         grown = replace(volume, size_bytes=int(str(job.args["size_bytes"])))
-        try:
-            async with driver.turn():
-                await driver.grow(volume.disk, grown.size_bytes)
-        finally:
-            storage_class.promised.pop(job.id, None)
-        await driver.complete(
-            volume.disk,
-            grown.size_bytes,
-            old_bytes=volume.size_bytes,
-            source=None,
-            progress=progress,
-        )
+        if job.phase is Phase.BEGUN:
+            try:
+                async with driver.turn():
+                    await driver.grow(volume.disk, grown.size_bytes)
+            finally:
+                storage_class.promised.pop(job.id, None)
+            await driver.complete(
+                volume.disk,
+                grown.size_bytes,
+                old_bytes=volume.size_bytes,
+                source=None,
+                progress=progress,
+            )
+            # Once the front shows the new part it may be written to: it is never zeroed again.
+            job = await self._advance(job, Phase.SHOWING)
         async with driver.turn():
             await driver.connect(front_of(grown))
             await self._end_well(
@@ -131,7 +134,10 @@ class ThickSteps:
             if job.phase is Phase.MERGING:
                 await driver.end_merge(volume.disk, snapshot.disk)
                 job = await self._advance(job, Phase.AGAIN)
-            await driver.snapshot(snapshot.disk, volume.disk, None)
+            if job.phase is Phase.AGAIN:
+                await driver.snapshot(snapshot.disk, volume.disk, None)
+                # Once the front is up the volume may be written to: it is no more the snapshot.
+                job = await self._advance(job, Phase.SHOWING)
             await driver.connect(front_of(volume))
             await self._end_well(
                 job, "volume reverted", Event.CHANGED, progress, also=_made_available(_keep_id(job))
@@ -171,15 +177,15 @@ class ThickSteps:
             row = tx.jobs.get(job.id)
             if row is None:
                 raise NotFound("job", job.id)
-            if phase is Phase.MERGING and row.is_stopped:
-                raise WrongState("job", job.id, "cancelled", "merge")
+            if row.phase is Phase.BEGUN and row.is_stopped:
+                raise WrongState("job", job.id, "cancelled", phase)
             row = replace(row, phase=phase)
             tx.jobs.put(row)
             if also is not None:
                 also(tx)
             return row
 
-        return await self._catalog.write(f"revert {phase}", advance)
+        return await self._catalog.write(f"{job.kind} {phase}", advance)
 
     # the end
 
@@ -212,16 +218,17 @@ class ThickSteps:
         """Settle a job that does not come about, and answer what must be done to leave nothing.
 
         Raises:
-            BlockdError: a merge has begun: it can only go forward, and must be tried again.
+            BlockdError: a merge has begun, or a new part is about to be shown: it can only go
+                forward, and must be tried again.
         """
         volume = await self._catalog.read(lambda tx: tx.volume(job.volume_id or ""))
         if volume is None:
             return await self._catalog.write("job failed", _failed(job, failure, progress))
         storage_class = self._classes[volume.storage_class]
+        if job.phase is not Phase.BEGUN:
+            raise failure or StorageError(f"volume {volume.id}: {job.kind} is {job.phase}")
         if job.kind is not JobKind.REVERT or volume.status is not UPDATING:
             return await self._catalog.write("job failed", _failed(job, failure, progress))
-        if job.phase is not Phase.BEGUN:
-            raise failure or StorageError(f"volume {volume.id} is still being merged")
         async with storage_class.driver.turn():
             try:
                 await storage_class.driver.connect(front_of(volume))

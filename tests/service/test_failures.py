@@ -153,7 +153,11 @@ async def test_snapshot_that_cannot_be_taken_is_in_error_and_its_volume_is_whole
 
 
 @pytest.mark.parametrize("step", ["grow", "connect"])
-async def test_volume_that_cannot_grow_keeps_its_size_and_says_why(run: Running, step: str) -> None:
+async def test_volume_that_cannot_grow_keeps_its_size_and_says_why(
+    run: Running, step: str, default_class: str
+) -> None:
+    if (default_class, step) == ("bssd", "connect"):
+        step = "complete"  # what comes after it only goes forward: test_thick.py
     volume, _ = await volume_with_snapshot(run)
     run.driver.fail_next[step] = StorageError(REASON)
     changing = await run.service.volumes.change(volume.id, VolumeChange(size_bytes=2 * SIZE))

@@ -19,6 +19,7 @@ from blockd.domain.job import JobKind, JobState
 from blockd.domain.states import Status
 from blockd.domain.units import MIB
 from blockd.domain.volume import VolumeChange
+from blockd.service.ports import FrontSpec
 from tests.service.thick_rig import NEW, OLD, SIZE, Thick, thick
 from tests.support import stamps
 
@@ -266,3 +267,45 @@ async def test_delete_that_loses_to_a_revert_does_not_bring_the_front_up_under_t
     merging.set()
     assert (await rig.settled(reverting)).status is Status.AVAILABLE
     await rig.expect(volume, OLD)
+
+
+async def test_what_is_written_to_a_new_part_before_the_grow_is_noted_is_never_zeroed(
+    rig: Thick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockd.service.jobs._FIRST_RETRY_S", 0.01)
+    volume = await rig.volume()
+    path, connect = await rig.path(volume), rig.driver.connect
+
+    async def show_and_fail(front: FrontSpec) -> None:
+        monkeypatch.setattr(rig.driver, "connect", connect)
+        await connect(front)
+        stamps.stamp(path, NEW)  # a guest that was waiting for it
+        with pytest.raises(PreconditionFailed, match="at its end"):
+            await rig.run.service.transfers.cancel((await rig.job_of(volume)).id)
+        raise StorageError(REASON)
+
+    monkeypatch.setattr(rig.driver, "connect", show_and_fail)
+    after = await rig.settled(await rig.grow(volume, 3 * EXTENT))
+    assert (after.size_bytes, after.error) == (3 * EXTENT, None)
+    await rig.expect(after, NEW)
+
+
+async def test_what_is_written_before_the_revert_is_noted_is_not_in_the_snapshot(
+    rig: Thick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockd.service.jobs._FIRST_RETRY_S", 0.01)
+    volume, snapshot = await rig.stamped()
+    path, connect = await rig.path(volume), rig.driver.connect
+
+    async def show_and_fail(front: FrontSpec) -> None:
+        monkeypatch.setattr(rig.driver, "connect", connect)
+        await connect(front)
+        stamps.expect(path, OLD)
+        stamps.stamp(path, NEW)
+        raise StorageError(REASON)
+
+    monkeypatch.setattr(rig.driver, "connect", show_and_fail)
+    after = await rig.settled(await rig.run.service.volumes.revert(volume.id, snapshot.id, False))
+    assert after.error is None
+    await rig.expect(after, NEW)
+    await rig.expect_snapshot(snapshot, OLD)
