@@ -113,6 +113,7 @@ class ThickClassSection(_Section):
     reserve: Bytes = 0
     max_snapshots: int = Field(4, ge=1, le=64)
     snapshot_size_percent: float = Field(10.0, gt=0, le=100)
+    snapshot_size_least: Bytes = 256 * MIB
     snapshot_grow_at_percent: float = Field(70.0, ge=10, le=95)
     snapshot_grow_percent: float = Field(10.0, gt=0, le=100)
     chunk: Annotated[Bytes, AfterValidator(_chunk)] = 4096

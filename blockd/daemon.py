@@ -175,6 +175,7 @@ def _opened(
         reserve_bytes=section.reserve,
         max_snapshots=section.max_snapshots,
         first_percent=section.snapshot_size_percent,
+        least_store_bytes=section.snapshot_size_least,
         grow_at_percent=section.snapshot_grow_at_percent,
         grow_percent=section.snapshot_grow_percent,
         chunk_bytes=section.chunk,

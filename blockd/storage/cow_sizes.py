@@ -35,7 +35,7 @@ class CowSizes:
     grow_at_percent: float
     grow_percent: float
     extent_bytes: int
-    least_bytes: int = 32 * MIB
+    least_bytes: int = 256 * MIB
 
     def extents(self, size_bytes: int) -> int:
         """Rounded up to whole extents."""

@@ -130,7 +130,7 @@ async def test_snapshot_found_lost_at_start_is_told(small: tuple[ThickStorage, L
 
 
 async def test_store_grows_ahead_of_a_writer_that_does_not_pause() -> None:
-    async with thick_with(grow_percent=1.0) as (storage, driver):
+    async with thick_with(grow_percent=1.0, least_store_bytes=32 * MIB) as (storage, driver):
         front = await storage.volume(GIB, generation=0)
         snapshot = await storage.snapshot(front)
         first_bytes = store_bytes(driver, snapshot)
