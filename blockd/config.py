@@ -13,7 +13,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from blockd.domain.errors import StartError
-from blockd.domain.units import MIB, parse_duration_s, parse_size
+from blockd.domain.units import GIB, MIB, parse_duration_s, parse_size
 
 _UUID = Annotated[str, BeforeValidator(lambda text: str(UUID(text)))]
 _LVM_NAME = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,60}$")]
@@ -113,7 +113,7 @@ class ThickClassSection(_Section):
     reserve: Bytes = 0
     max_snapshots: int = Field(4, ge=1, le=64)
     snapshot_size_percent: float = Field(10.0, gt=0, le=100)
-    snapshot_size_least: Bytes = 256 * MIB
+    snapshot_size_least: Bytes = GIB
     snapshot_grow_at_percent: float = Field(70.0, ge=10, le=95)
     snapshot_grow_percent: float = Field(10.0, gt=0, le=100)
     chunk: Annotated[Bytes, AfterValidator(_chunk)] = 4096

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from blockd.domain.units import MIB
+from blockd.domain.units import GIB
 
 _EXCEPTION_BYTES = 16
 _HEADER_CHUNKS = 1
@@ -35,7 +35,7 @@ class CowSizes:
     grow_at_percent: float
     grow_percent: float
     extent_bytes: int
-    least_bytes: int = 256 * MIB
+    least_bytes: int = GIB
 
     def extents(self, size_bytes: int) -> int:
         """Rounded up to whole extents."""

@@ -17,7 +17,7 @@ from blockd.domain.errors import StartError, StorageError
 from blockd.domain.front import FrontSpec
 from blockd.domain.pool import ClassTraits, PoolUse
 from blockd.domain.transfer import Progress
-from blockd.domain.units import MIB
+from blockd.domain.units import GIB
 from blockd.host.command import Companion
 from blockd.storage.cow_sizes import CowSizes
 from blockd.storage.cow_watch import CowWatch
@@ -43,7 +43,7 @@ class ThickSettings(ClassSettings):
     grow_at_percent: float = 70.0
     grow_percent: float = 10.0
     chunk_bytes: int = 4096
-    least_store_bytes: int = 256 * MIB
+    least_store_bytes: int = GIB
 
 
 class LvmThick(LvmDisks):

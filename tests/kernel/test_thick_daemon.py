@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,8 +36,10 @@ def thick_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture
-def daemon(thick_place: Place) -> Iterator[Daemon]:
-    with Daemon(thick_place) as running:
+def daemon(thick_place: Place, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """Its parameter: the least size of a snapshot's store."""
+    least = getattr(request, "param", thick_place.snapshot_size_least)
+    with Daemon(replace(thick_place, snapshot_size_least=least)) as running:
         yield running
     with Daemon(thick_place) as running:
         for kind in ("volumes", "snapshots"):
@@ -91,6 +94,7 @@ def test_volume_lives_through_snapshots_revert_growth_and_its_own_deletion(
         stamps.expect(api.device(api.clone("d", snapshot_id)), generation)
 
 
+@pytest.mark.parametrize("daemon", ["32MiB"], indirect=True)
 def test_lost_snapshot_goes_to_error_and_the_volume_goes_on(daemon: Daemon) -> None:
     api = daemon.api
     volume_id = api.create_volume("v", 512 * MIB)

@@ -38,6 +38,7 @@ class Place:
     overcommit: float = 10.0
     names_devices: bool = True
     kind: str = "thin"
+    snapshot_size_least: str = "1GiB"
     object_storage: Server | None = None
 
     @property
@@ -87,6 +88,7 @@ class Place:
             [classes.bssd]
             kind = "thick"
             vg = "{VG}"
+            snapshot_size_least = "{self.snapshot_size_least}"
             """
         return f"""
             [classes.sbs]

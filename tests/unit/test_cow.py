@@ -58,8 +58,8 @@ def test_ceiling_has_room_for_the_metadata_that_follow_a_full_area() -> None:
 
 
 def test_first_store_is_a_share_but_never_tiny_nor_more_than_all() -> None:
-    assert SIZES.first(10 * GIB) == GIB
-    assert SIZES.first(GIB) == 256 * MIB
+    assert SIZES.first(20 * GIB) == 2 * GIB
+    assert SIZES.first(2 * GIB) == GIB
     assert SIZES.first(100 * MIB) == SIZES.ceiling(100 * MIB)
     assert SIZES.first(8 * MIB) == 12 * MIB
 
