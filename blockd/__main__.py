@@ -59,7 +59,7 @@ def make_pool(
         str | None, typer.Option("--class", help="Default: the first class of the configuration.")
     ] = None,
 ) -> None:
-    """Make the volume group and thin pool of a class, or say that they exist."""
+    """Make what a class lives in, or say that it exists: a volume group, for thin also a pool."""
     from blockd.daemon import make_pools  # noqa: PLC0415
 
     typer.echo(asyncio.run(make_pools(read_config(config), storage_class, devices or [])))

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from blockd.domain.errors import StartError
-from blockd.domain.units import MIB, parse_duration_s, parse_size
+from blockd.domain.units import GIB, MIB, parse_duration_s, parse_size
 
 _UUID = Annotated[str, BeforeValidator(lambda text: str(UUID(text)))]
 _LVM_NAME = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,60}$")]
@@ -33,6 +33,13 @@ def _bytes(value: object) -> object:
 
 #: A size as text (`16MiB`, `10TB`) or a number of bytes.
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
+
+
+def _chunk(size_bytes: int) -> int:
+    """What lvcreate(8) takes for a snapshot's chunk."""
+    if size_bytes not in (4096 << shift for shift in range(8)):
+        raise ValueError("a power of two from 4KiB to 512KiB")
+    return size_bytes
 
 
 class _Section(BaseModel):
@@ -98,6 +105,23 @@ class ThinClassSection(_Section):
     high_water_percent: float = Field(95.0, gt=0, le=100)
 
 
+class ThickClassSection(_Section):
+    """A class of thick volumes with classic snapshots, in a volume group."""
+
+    kind: Literal["thick"]
+    vg: _LVM_NAME
+    reserve: Bytes = 0
+    max_snapshots: int = Field(4, ge=1, le=64)
+    snapshot_size_percent: float = Field(10.0, gt=0, le=100)
+    snapshot_size_least: Bytes = GIB
+    snapshot_grow_at_percent: float = Field(70.0, ge=10, le=95)
+    snapshot_grow_percent: float = Field(10.0, gt=0, le=100)
+    chunk: Annotated[Bytes, AfterValidator(_chunk)] = 4096
+
+
+ClassSection = Annotated[ThinClassSection | ThickClassSection, Field(discriminator="kind")]
+
+
 class TrashSection(_Section):
     """How long deleted things can be brought back."""
 
@@ -152,8 +176,8 @@ class Config(_Section):
     tcp: TcpSection | None = None
     catalog: CatalogSection = CatalogSection()
     lvm: LvmSection = LvmSection()
-    classes: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,15}$")], ThinClassSection] = (
-        Field(min_length=1)
+    classes: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,15}$")], ClassSection] = Field(
+        min_length=1
     )
     default_class: str | None = None
     trash: TrashSection = TrashSection()
@@ -193,7 +217,7 @@ def read_config(path: Path) -> Config:
 
 def _first_fault(error: ValidationError) -> str:
     faults = [
-        (".".join(str(part) for part in fault["loc"]), fault["type"], fault["msg"])
+        (_place(fault["loc"], fault["type"]), fault["type"], fault["msg"])
         for fault in error.errors()
     ]
     faults.sort(key=lambda fault: fault[1] != "extra_forbidden")  # a misspelling explains the rest
@@ -201,3 +225,12 @@ def _first_fault(error: ValidationError) -> str:
     said = "unknown option" if kind == "extra_forbidden" else message.removeprefix("Value error, ")
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return f"{where}: {said}{more}"
+
+
+def _place(path: tuple[int | str, ...], fault: str) -> str:
+    """The option as it stands in the file; pydantic puts a class's kind into the path."""
+    parts = [str(part) for part in path]
+    if parts[0] == "classes":
+        del parts[2:3]
+        parts += ["kind"] if fault.startswith("union_tag") else []
+    return ".".join(parts)

@@ -7,7 +7,13 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +23,11 @@ from blockd.api.app import make_app
 from blockd.api.server import serve_tcp, serve_unix, tls_context
 from blockd.api.tokens import read_tokens
 from blockd.catalog import Catalog, Transaction, open_catalog
-from blockd.config import Config
+from blockd.config import Config, ThinClassSection
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StartError
-from blockd.host.command import companion, wait_for_survivors
+from blockd.domain.front import FrontSpec
+from blockd.host.command import Companion, companion, wait_for_survivors
 from blockd.host.group import Group
 from blockd.host.notify import inherited_socket, notify
 from blockd.host.secrets import object_storage_keys
@@ -32,6 +39,7 @@ from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.host import Host, Tenancy
 from blockd.service.job_steps import JobSteps
 from blockd.service.jobs import Jobs
+from blockd.service.losses import Losses
 from blockd.service.operations import Operations
 from blockd.service.ports import Images
 from blockd.service.snapshots import Snapshots
@@ -40,13 +48,15 @@ from blockd.service.transfers import Transfers
 from blockd.service.trash import Trash
 from blockd.service.volumes import Volumes
 from blockd.storage import front_watchdog
-from blockd.storage.dm import open_device_mapper
+from blockd.storage.dm import DeviceMapper, open_device_mapper
 from blockd.storage.fronts import front_owner, resume_fronts
 from blockd.storage.lvm_commands import LvmCommands, vg_marker
 from blockd.storage.lvm_config import write_lvm_config
 from blockd.storage.lvm_devices import candidate_devices
+from blockd.storage.lvm_disks import ClassSettings
+from blockd.storage.lvm_thick import LvmThick, ThickSettings, open_lvm_thick
 from blockd.storage.lvm_thin import LvmThin, ThinSettings, open_lvm_thin
-from blockd.storage.make_pool import make_pool
+from blockd.storage.make_pool import make_group, make_pool
 from blockd.storage.vg_queue import VgQueue
 from blockd.transfer.no_images import NoImages
 
@@ -72,7 +82,7 @@ async def run(config: Config, listener: SideEffects | None = None) -> None:
         catalog = await enter(open_catalog(config.catalog.path, effects))
         classes = await enter(open_classes(config, catalog, effects, metrics))
         images = await enter(open_images(config, effects))
-        service = await enter(open_service(config, catalog, classes, images))
+        service = await enter(open_service(config, catalog, classes, images, metrics.count_loss))
 
         async def page_of_metrics() -> bytes:
             health = await service.host.health()
@@ -116,31 +126,61 @@ async def open_classes(
         await limit_lvm()
         classes = {}
         for name, section in config.classes.items():
-            settings = ThinSettings(
-                name=name,
-                vg=section.vg,
-                pool=section.pool,
-                system_dir=config.lvm.system_dir,
+            opened = _opened(
+                config,
+                name,
+                catalog_id,
+                mapper,
+                watchdog,
+                effects,
+                metrics.queue_wait_s.observe,
+                limit_lvm,
                 udev=udev,
-                command_timeout_s=config.lvm.command_timeout,
-                max_suspend_s=config.lvm.max_suspend,
             )
-            driver = await stack.enter_async_context(
-                open_lvm_thin(
-                    settings,
-                    catalog_id,
-                    mapper,
-                    watchdog,
-                    effects,
-                    metrics.queue_wait_s.observe,
-                    limit_lvm,
-                )
-            )
-            await _bind(catalog, name, driver)
-            classes[name] = StorageClass(
-                name, driver, section.overcommit, section.high_water_percent
-            )
+            driver = await stack.enter_async_context(opened)
+            await _bind(catalog, name, driver.vg_uuid)
+            thin = section if isinstance(section, ThinClassSection) else None
+            bounds = (thin.overcommit, thin.high_water_percent) if thin else ()
+            classes[name] = StorageClass(name, driver, *bounds)
         yield StorageClasses(classes, config.first_class)
+
+
+def _opened(
+    config: Config,
+    name: str,
+    catalog_id: str,
+    mapper: DeviceMapper,
+    watchdog: Companion,
+    effects: SideEffects,
+    waited: Callable[[float], None],
+    find_disks: Callable[[], Awaitable[None]],
+    *,
+    udev: bool,
+) -> AbstractAsyncContextManager[LvmThin | LvmThick]:
+    """The driver of a class, not entered yet."""
+    section = config.classes[name]
+    common = ClassSettings(
+        name=name,
+        vg=section.vg,
+        system_dir=config.lvm.system_dir,
+        udev=udev,
+        command_timeout_s=config.lvm.command_timeout,
+        max_suspend_s=config.lvm.max_suspend,
+    )
+    with_all = (catalog_id, mapper, watchdog, effects, waited, find_disks)
+    if isinstance(section, ThinClassSection):
+        return open_lvm_thin(ThinSettings(**asdict(common), pool=section.pool), *with_all)
+    settings = ThickSettings(
+        **asdict(common),
+        reserve_bytes=section.reserve,
+        max_snapshots=section.max_snapshots,
+        first_percent=section.snapshot_size_percent,
+        least_store_bytes=section.snapshot_size_least,
+        grow_at_percent=section.snapshot_grow_at_percent,
+        grow_percent=section.snapshot_grow_percent,
+        chunk_bytes=section.chunk,
+    )
+    return open_lvm_thick(settings, *with_all)
 
 
 async def _limit_lvm(config: Config, udev: bool) -> None:
@@ -224,9 +264,17 @@ async def open_images(config: Config, effects: SideEffects) -> AsyncIterator[Ima
 
 @asynccontextmanager
 async def open_service(
-    config: Config, catalog: Catalog, classes: StorageClasses, images: Images
+    config: Config,
+    catalog: Catalog,
+    classes: StorageClasses,
+    images: Images,
+    count_loss: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[Service]:
-    """The verbs over catalog and classes; what an earlier daemon left unfinished goes on."""
+    """The verbs over catalog and classes; what an earlier daemon left unfinished goes on.
+
+    Args:
+        count_loss: is told the class of each snapshot that is lost.
+    """
     host = config.host
     tenancy = Tenancy(
         host.zone,
@@ -236,9 +284,8 @@ async def open_service(
     )
     problems: list[str] = []
     for storage_class in classes:
-        in_class = partial(Transaction.volumes_with_fronts, storage_class=storage_class.name)
-        volumes = await catalog.read(in_class)
-        problems += await storage_class.driver.start([front_of(volume) for volume in volumes])
+        fronts, hidden = await catalog.read(partial(_disks_at_start, storage_class))
+        problems += await storage_class.driver.start(fronts, hidden)
     for problem in problems:
         log.error("not available", problem=problem)
     stop_s = config.daemon.stop_timeout
@@ -253,12 +300,14 @@ async def open_service(
         )
         steps = JobSteps(catalog, classes, images, operations)
         concurrency, keep_jobs_s = config.transfers.concurrency, config.transfers.keep_jobs
-        sweep = asyncio.create_task(trash.run(), name="trash")
+        tasks = [asyncio.create_task(trash.run(), name="trash")]
         try:
             async with Jobs(catalog, steps, concurrency=concurrency, keep_s=keep_jobs_s) as jobs:
                 await jobs.recover()
+                losses = Losses(catalog, classes, operations, jobs, count_loss)
+                tasks.append(asyncio.create_task(losses.run(), name="losses"))
                 yield Service(
-                    volumes=Volumes(catalog, classes, operations, trash, tenancy),
+                    volumes=Volumes(catalog, classes, operations, trash, tenancy, jobs),
                     snapshots=Snapshots(catalog, classes, operations, trash, tenancy),
                     host=Host(tenancy, classes, operations, jobs, problems),
                     answers=Answers(catalog),
@@ -273,8 +322,21 @@ async def open_service(
                     ),
                 )
         finally:
-            sweep.cancel()
-            await asyncio.gather(sweep, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _disks_at_start(
+    storage_class: StorageClass, tx: Transaction
+) -> tuple[list[FrontSpec], list[str]]:
+    """The fronts that shall be up, and the disks that have none but are needed all the same."""
+    volumes = tx.volumes_with_fronts(storage_class.name)
+    if not storage_class.is_thick:
+        return [front_of(volume) for volume in volumes], []
+    reverting = tx.disks.reverting(storage_class.name)
+    fronts = [front_of(volume) for volume in volumes if volume.id not in reverting]
+    return fronts, tx.disks.hidden(storage_class.name)
 
 
 async def make_pools(config: Config, class_name: str | None, devices: list[str]) -> str:
@@ -288,7 +350,9 @@ async def make_pools(config: Config, class_name: str | None, devices: list[str])
         vg_lock(section.vg),
         _lvm_over(config, section.vg, chosen or candidate_devices(), udev) as lvm,
     ):
-        return await make_pool(lvm, section.pool, chosen)
+        if isinstance(section, ThinClassSection):
+            return await make_pool(lvm, section.pool, chosen)
+        return await make_group(lvm, chosen)
 
 
 @asynccontextmanager
@@ -316,15 +380,15 @@ async def _serve(
         yield
 
 
-async def _bind(catalog: Catalog, name: str, driver: LvmThin) -> None:
+async def _bind(catalog: Catalog, name: str, vg_uuid: str) -> None:
     """A catalog belongs to its volume group for good: another of the same name is not it."""
     key = f"vg_uuid.{name}"
     known = await catalog.read(lambda tx: tx.meta(key))
     if known is None:
-        await catalog.write("class bound", lambda tx: tx.put_meta(key, driver.vg_uuid))
-    elif known != driver.vg_uuid:
+        await catalog.write("class bound", lambda tx: tx.put_meta(key, vg_uuid))
+    elif known != vg_uuid:
         raise StartError(
-            f"class {name}: the volume group has the uuid {driver.vg_uuid}, the catalog's volumes "
+            f"class {name}: the volume group has the uuid {vg_uuid}, the catalog's volumes "
             f"are in {known}: restore the right catalog, or bring back the right disks"
         )
 

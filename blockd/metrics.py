@@ -28,6 +28,12 @@ class Metrics:
             ["kind"],
             registry=self._registry,
         )
+        self._losses = Counter(
+            "blockd_snapshots_lost_total",
+            "Snapshots whose store overflowed, by class: their bytes are gone.",
+            ["storage_class"],
+            registry=self._registry,
+        )
         self.queue_wait_s = Histogram(
             "blockd_vg_queue_wait_seconds",
             "How long a change waited for its turn in the volume group.",
@@ -39,7 +45,7 @@ class Metrics:
         )
         self._pool_bytes = Gauge(
             "blockd_pool_bytes",
-            "Size and use of a pool; what: size, used, metadata_size, metadata_used.",
+            "Size and use of a pool; what: size, used, metadata_size, metadata_used, free.",
             ["storage_class", "pool", "what"],
             registry=self._registry,
         )
@@ -52,6 +58,10 @@ class Metrics:
         else:
             self._effects.labels(kind).inc()
 
+    def count_loss(self, storage_class: str) -> None:
+        """A snapshot of this class was lost."""
+        self._losses.labels(storage_class).inc()
+
     def render(self, pools: list[PoolUse], under_way: int) -> bytes:
         """The text exposition, with the state of this moment."""
         self._under_way.set(under_way)
@@ -61,7 +71,10 @@ class Metrics:
                 ("used", pool.used_bytes),
                 ("metadata_size", pool.metadata_size_bytes),
                 ("metadata_used", pool.metadata_used_bytes),
+                ("free", pool.free_bytes),
             ):
+                if value is None:
+                    continue  # thin: what is not used is promised many times
                 self._pool_bytes.labels(pool.storage_class, pool.name, what).set(value)
         return generate_latest(self._registry)
 

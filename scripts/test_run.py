@@ -33,7 +33,7 @@ PYTEST: Final = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
 GUEST_PYTEST: Final = [".venv/bin/python", *PYTEST[1:]]
 
 #: The drivers' tests take the first one, those of the daemon the second.
-GUEST_DISKS: Final = ["--disk", "4G", "--disk", "4G"]
+GUEST_DISKS: Final = ["--disk", "4G"] * 3
 
 NATIVE, KERNEL, LAB = "native", "kernel", "lab"
 MARKS: Final = {NATIVE: "not kernel and not lab", KERNEL: "kernel", LAB: "lab"}

@@ -169,7 +169,7 @@ class Device(Answer):
 
 
 class Pool(Answer):
-    """The space behind a storage class, in bytes."""
+    """The space behind a storage class, in bytes; `free` is null where it is handed out thin."""
 
     storage_class: str = Field(alias="class")
     name: str
@@ -179,6 +179,7 @@ class Pool(Answer):
     metadata_used: int
     mode: str
     needs_check: bool
+    free: int | None
 
 
 class Pools(ListOfAnswers):

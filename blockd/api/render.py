@@ -43,7 +43,7 @@ class Render:
             f'"updated_at":"{v.updated_at}","references":[],'
             f'"parent_snapshot_id":{_optional(v.parent_snapshot_id)},"status":"{v.status!s}",'
             f'"tags":{_texts(v.tags)},"zone":"{self.zone}",'
-            f'"specs":{{"class":"{v.storage_class}","perf_iops":{v.perf_iops}}},'
+            f'"specs":{{"class":"{v.storage_class}","perf_iops":{v.perf_iops or "null"}}},'
             f'"last_detached_at":{_optional(v.last_detached_at)}'
             f"{_KMS_KEY_ID if self.v1 else ''}}}"
         )
@@ -120,6 +120,7 @@ def pool(use: PoolUse) -> dict[str, object]:
         "metadata_used": use.metadata_used_bytes,
         "mode": use.mode,
         "needs_check": use.needs_check,
+        "free": use.free_bytes,
     }
 
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from blockd.domain.units import MAX_VOLUME_BYTES, MIN_VOLUME_BYTES, SECTOR_BYTES
-from blockd.domain.volume import TYPE_OF_IOPS
+from blockd.domain.volume import PERF_IOPS
 
 MAX_NAME_RUNES: Final = 255
 MAX_TAGS: Final = 100
@@ -80,8 +80,8 @@ def _size_or_inherited(value: object) -> int | None:
 
 
 def _perf_iops(value: int) -> int:
-    if value not in TYPE_OF_IOPS:
-        raise out_of_bounds(f"value must be one of {', '.join(map(str, TYPE_OF_IOPS))}")
+    if value not in PERF_IOPS:
+        raise out_of_bounds(f"value must be one of {', '.join(map(str, PERF_IOPS))}")
     return value
 
 
@@ -144,7 +144,7 @@ PerfIops = Annotated[
     int,
     BeforeValidator(_integer),
     AfterValidator(_perf_iops),
-    WithJsonSchema({"enum": [form for iops in TYPE_OF_IOPS for form in (iops, str(iops))]}),
+    WithJsonSchema({"enum": [form for iops in PERF_IOPS for form in (iops, str(iops))]}),
 ]
 Boolean = Annotated[bool, BeforeValidator(_boolean), WithJsonSchema({"type": "boolean"})]
 Name = Annotated[

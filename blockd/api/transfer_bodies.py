@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
@@ -150,12 +150,13 @@ class JobListing(Paging):
 
     kind: Annotated[JobKind | None, BeforeValidator(_kind), _words(JobKind)] = None
     state: Annotated[JobState | None, BeforeValidator(_state), _words(JobState)] = None
+    volume_id: Uuid | None = None
     snapshot_id: Uuid | None = None
     project_id: Uuid | None = None
 
     def condition(self) -> JobFilter:
         """The filter as the service takes it."""
-        return JobFilter(self.kind, self.state, self.snapshot_id, self.project_id)
+        return JobFilter(self.kind, self.state, self.volume_id, self.snapshot_id, self.project_id)
 
     def cut(self) -> Page:
         """The page that is asked for."""
@@ -163,15 +164,20 @@ class JobListing(Paging):
 
 
 class Job(Answer):
-    """Long work. Sizes in bytes, `rate` in bytes per second, `eta` in seconds."""
+    """Long work. Sizes in bytes, `rate` in bytes per second, `eta` in seconds.
+
+    Bucket and key are null where there is no object: volumes are made, grown and reverted too.
+    """
 
     id: Uuid
     kind: JobKind
-    resource: str
+    resource: Literal["volume", "snapshot"]
     resource_id: Uuid | None
+    volume_id: Uuid | None
+    snapshot_id: Uuid | None
     project_id: Uuid
-    bucket: str
-    key: str
+    bucket: str | None
+    key: str | None
     state: JobState
     bytes_done: int
     bytes_total: int | None

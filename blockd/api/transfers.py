@@ -129,8 +129,10 @@ def job_fields(job: Job) -> dict[str, object]:
     return {
         "id": job.id,
         "kind": job.kind,
-        "resource": "snapshot",
-        "resource_id": job.snapshot_id,
+        "resource": "snapshot" if job.volume_id is None else "volume",
+        "resource_id": job.volume_id or job.snapshot_id,
+        "volume_id": job.volume_id,
+        "snapshot_id": job.snapshot_id,
         "project_id": job.project_id,
         "bucket": job.bucket,
         "key": job.key,

@@ -1,4 +1,4 @@
-"""The statements about jobs: journal of transfers under way, record of those that ended."""
+"""The statements about jobs: journal of those under way, record of those that ended."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from blockd.domain.job import Job, JobFilter, JobKind, JobState, Phase
 from blockd.domain.listing import Page
 
 _COLUMNS: Final = (
-    "id, kind, state, project_id, snapshot_id, bucket, key, created_at, started_at, finished_at, "
-    "attempt, bytes_done, bytes_total, phase, args, content_digest, error"
+    "id, kind, state, project_id, volume_id, snapshot_id, bucket, key, created_at, started_at, "
+    "finished_at, attempt, bytes_done, bytes_total, phase, args, content_digest, error"
 )
 
 
@@ -45,11 +45,24 @@ class JobRows:
         where = "WHERE phase <> '' AND kind = ? AND bucket = ? AND key = ?"
         return next(iter(self._select(where, [JobKind.EXPORT, bucket, key])), None)
 
+    def holders(self) -> dict[str, JobKind]:
+        """The snapshots whose disk is needed by a clone's copy or a revert's merge under way."""
+        rows = self._sql.execute(
+            "SELECT snapshot_id, max(kind) FROM jobs"
+            " WHERE phase <> '' AND kind IN ('clone', 'revert') GROUP BY snapshot_id"
+        )
+        return {str(id_): JobKind(kind) for id_, kind in rows}
+
+    def of_snapshot(self, snapshot_id: str) -> list[Job]:
+        """The unfinished ones that need this snapshot's bytes."""
+        return self._select("WHERE snapshot_id = ? AND phase <> '' ORDER BY id", [snapshot_id])
+
     def page(self, wanted: JobFilter, page: Page) -> tuple[list[Job], int]:
         """One page, newest first, and the number of matches on all pages."""
         conditions = {
             "kind": wanted.kind,
             "state": wanted.state,
+            "volume_id": wanted.volume_id,
             "snapshot_id": wanted.snapshot_id,
             "project_id": wanted.project_id,
         }
@@ -76,6 +89,7 @@ def _row(job: Job) -> list[object]:
         job.kind,
         job.state,
         job.project_id,
+        job.volume_id,
         job.snapshot_id,
         job.bucket,
         job.key,
@@ -95,5 +109,5 @@ def _row(job: Job) -> list[object]:
 def _job(row: Sequence[Any]) -> Job:
     values = list(row)
     values[1:3] = JobKind(row[1]), JobState(row[2])
-    values[13:15] = Phase(row[13]), json.loads(row[14])
+    values[14:16] = Phase(row[14]), json.loads(row[15])
     return Job(*values)

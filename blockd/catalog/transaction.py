@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from blockd.catalog.counts import CountsView
+from blockd.catalog.disk_rows import DiskRows
 from blockd.catalog.job_rows import JobRows
 from blockd.domain.idempotency import AnswerExists, FirstAnswer
 from blockd.domain.intent import Intent, Verb
+from blockd.domain.job import JobKind
 from blockd.domain.listing import OrderBy, Page, SnapshotFilter, VolumeFilter
 from blockd.domain.snapshot import ParentVolume, Snapshot
 from blockd.domain.states import Status
@@ -22,7 +24,7 @@ _VOLUME_COLUMNS: Final = (
 )
 _SNAPSHOT_COLUMNS: Final = (
     "id, project_id, name, size_bytes, storage_class, status, public, tags, "
-    "volume_id, disk, created_at, updated_at, deleted_at, error, content_digest"
+    "volume_id, disk, created_at, updated_at, deleted_at, error, content_digest, origin_disk"
 )
 _SNAPSHOT_SELECT: Final = (
     "SELECT "
@@ -36,7 +38,8 @@ _ORDERS: Final = {
     OrderBy.NAME_ASC: "{t}name, {t}id",
     OrderBy.NAME_DESC: "{t}name DESC, {t}id DESC",
 }
-_IOPS_OF_TYPE: Final = {name: iops for iops, name in TYPE_OF_IOPS.items()}
+#: As rows have it: 0 where the class has none.
+_IOPS_OF_TYPE: Final = {name: iops or 0 for iops, name in TYPE_OF_IOPS.items()}
 
 
 class Transaction:
@@ -44,7 +47,7 @@ class Transaction:
 
     def __init__(self, connection: sqlite3.Connection, counts: CountsView | None) -> None:
         self._sql, self._counts = connection, counts
-        self.jobs = JobRows(connection)
+        self.jobs, self.disks = JobRows(connection), DiskRows(connection)
 
     # volumes
 
@@ -137,35 +140,30 @@ class Transaction:
         return list(self._snapshots(f"WHERE s.id IN ({ids}) ORDER BY {order}", args)), total
 
     def _snapshots(self, rest: str, args: Sequence[object]) -> Iterator[Snapshot]:
-        return (_snapshot(row) for row in self._sql.execute(f"{_SNAPSHOT_SELECT} {rest}", args))
-
-    # disks
-
-    def disks_to_keep(self, disks: Sequence[str]) -> set[str]:
-        """Those of `disks` that hold the bytes of something whole, in the trash or not."""
-        marks = ", ".join("?" * len(disks))
-        whole = (
-            f"disk IN ({marks}) AND status <> 'error'"
-            " AND NOT (status = 'deleted' AND error IS NOT NULL)"
-        )
-        kept: set[str] = set()
-        for table in ("volumes", "snapshots"):
-            rows = self._sql.execute(f"SELECT disk FROM {table} WHERE {whole}", disks)
-            kept.update(str(disk) for (disk,) in rows)
-        return kept
+        holders = self.jobs.holders()  # once, as there are next to none: a join costs each row
+        rows = self._sql.execute(f"{_SNAPSHOT_SELECT} {rest}", args)
+        return (_snapshot(row, holders.get(row[0])) for row in rows)
 
     # trash
 
-    def trash(self, storage_class: str, before: str, most: int) -> tuple[list[str], list[str]]:
-        """Ids of volumes and of snapshots deleted before the instant `before`, oldest first."""
+    def trash(
+        self, storage_class: str, before: str, most: int, *, for_room: bool = False
+    ) -> tuple[list[str], list[str]]:
+        """Ids of volumes and of snapshots deleted before the instant `before`, oldest first.
+
+        Args:
+            for_room: without volumes whose disk would stay, as a living snapshot needs it.
+        """
         rows = self._sql.execute(
             "SELECT kind, id FROM ("
-            " SELECT 'v' AS kind, id, deleted_at FROM volumes"
-            "  WHERE deleted_at < ?1 AND storage_class = ?2"
+            " SELECT 'v' AS kind, v.id, v.deleted_at FROM volumes v"
+            "  WHERE v.deleted_at < ?1 AND v.storage_class = ?2"
+            "  AND NOT (?4 AND EXISTS (SELECT 1 FROM snapshots s"
+            "   WHERE s.origin_disk = v.disk AND s.status NOT IN ('deleted', 'error')))"
             " UNION ALL SELECT 's', id, deleted_at FROM snapshots"
             "  WHERE deleted_at < ?1 AND storage_class = ?2"
             ") ORDER BY deleted_at, id LIMIT ?3",
-            [before, storage_class, most],
+            [before, storage_class, most, for_room],
         ).fetchall()
         return [id_ for kind, id_ in rows if kind == "v"], [
             id_ for kind, id_ in rows if kind == "s"
@@ -332,7 +330,7 @@ def _volume_row(volume: Volume) -> list[object]:
         volume.project_id,
         volume.name,
         volume.size_bytes,
-        volume.perf_iops,
+        volume.perf_iops or 0,
         volume.storage_class,
         volume.status,
         json.dumps(volume.tags),
@@ -348,7 +346,7 @@ def _volume_row(volume: Volume) -> list[object]:
 
 def _volume(row: Sequence[Any]) -> Volume:
     values = list(row)
-    values[6:8] = Status(row[6]), _tags(row[7])
+    values[4], values[6:8] = row[4] or None, (Status(row[6]), _tags(row[7]))
     return Volume(*values)
 
 
@@ -369,16 +367,18 @@ def _snapshot_row(snapshot: Snapshot) -> list[object]:
         snapshot.deleted_at,
         snapshot.error,
         snapshot.content_digest,
+        snapshot.origin_disk,
     ]
 
 
-def _snapshot(row: Sequence[Any]) -> Snapshot:
-    values, parent_row = list(row[:15]), row[15:]
+def _snapshot(row: Sequence[Any], held_by: JobKind | None) -> Snapshot:
+    values, parent_row = list(row[:16]), row[16:]
     parent = None
     if parent_row[0] is not None:
         parent_id, name, perf_iops, status = parent_row
-        parent = ParentVolume(parent_id, name, perf_iops, Status(status))
+        parent = ParentVolume(parent_id, name, perf_iops or None, Status(status))
     values[5:9] = Status(row[5]), bool(row[6]), _tags(row[7]), row[8], parent
+    values.append(held_by)
     return Snapshot(*values)
 
 

@@ -18,9 +18,10 @@ from .session import Session, session_of
 from .tables import Column, print_details
 from .text import age, instant, quoted
 from .transfers import Patience
-from .watch import follow, moved, uri
+from .volume_jobs import subject, subjects
+from .watch import follow, moved
 
-app = typer.Typer(help="Long work: exports, imports, verifications.", no_args_is_help=True)
+app = typer.Typer(help="Long work: exports, imports, thick volumes.", no_args_is_help=True)
 
 MOST_LISTED = 20
 LEAST_PREFIX = 8
@@ -41,6 +42,10 @@ class Kind(StrEnum):
     EXPORT = "export"
     IMPORT = "import"
     VERIFY = "verify"
+    CREATE = "create"
+    CLONE = "clone"
+    GROW = "grow"
+    REVERT = "revert"
 
 
 class State(StrEnum):
@@ -70,9 +75,10 @@ def list_(
         jobs = list(session.client.each("/host/v1/jobs", "jobs", query, most))
     else:
         jobs = _latest(session, query)
+    about = subjects(session, jobs)
     columns = [
         Column("KIND", lambda j: str(j["kind"])),
-        Column("OBJECT", uri, flexible=True),
+        Column("OBJECT", lambda j: about[j["id"]], flexible=True),
         Column("STATE", lambda j: str(j["state"]), coloured=True),
         Column("DONE", _done, right=True),
         Column("AGE", lambda j: age(j["created_at"]), right=True, terminal_only=True),
@@ -93,8 +99,9 @@ def show(ctx: typer.Context, job: JobRef) -> None:
         [
             ("Job", found["id"]),
             ("Kind", found["kind"]),
-            ("Object", uri(found)),
-            ("Snapshot", found["resource_id"] or ""),
+            ("Object", subject(session, found)),
+            ("Volume", found["volume_id"] or ""),
+            ("Snapshot", found["snapshot_id"] or ""),
             ("Status", found["state"]),
             ("Error", found["error"] or ""),
             ("Done", _done(found)),
@@ -114,7 +121,7 @@ def wait(ctx: typer.Context, job: JobRef, timeout: Patience = None) -> None:
     """Wait until a job has ended."""
     session = session_of(ctx)
     found = _find(session, job)
-    doing = f"{found['kind']} of {uri(found)}"
+    doing = f"{found['kind']} of {subject(session, found)}"
     patience_s = None if timeout is None else duration_s(timeout)
     found = follow(session, found, doing, patience_s)
     session.out.resource(found, f"{doing} succeeded: {moved(found)}")
@@ -125,7 +132,7 @@ def cancel(ctx: typer.Context, job: JobRef, wait: Wait = True) -> None:
     """End a job, and undo what it has done."""
     session = session_of(ctx)
     found = _find(session, job)
-    doing = f"{found['kind']} of {uri(found)}"
+    doing = f"{found['kind']} of {subject(session, found)}"
     found = session.client.post(f"/host/v1/jobs/{found['id']}/cancel", {})
     if wait:
         try:

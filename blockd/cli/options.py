@@ -33,6 +33,14 @@ Wait = Annotated[
 Timeout = Annotated[
     str, typer.Option("--timeout", metavar="DURATION", help="How long to wait: 30s, 5m, 1h.")
 ]
+LongTimeout = Annotated[
+    str | None,
+    typer.Option(
+        "--timeout",
+        metavar="DURATION",
+        help="How long to wait; else 5m, or until it ends where a disk is written over.",
+    ),
+]
 Tags = Annotated[list[str], typer.Option("--tag", metavar="T", help="A tag; may be repeated.")]
 AddTags = Annotated[list[str], typer.Option("--add", metavar="T", help="Add a tag; repeatable.")]
 RemoveTags = Annotated[

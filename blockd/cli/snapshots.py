@@ -15,6 +15,7 @@ from .options import (
     Deleted,
     Iops,
     Limit,
+    LongTimeout,
     NamePrefix,
     NewName,
     RemoveTags,
@@ -187,7 +188,7 @@ def clone(
     iops: Annotated[Iops, typer.Option("--iops", help="Performance.")] = Iops.LOW,
     tags: Tags = [],  # noqa: B006
     wait: Wait = True,
-    timeout: Timeout = "5m",
+    timeout: LongTimeout = None,
 ) -> None:
     """Make a volume from a snapshot: volume create --from-snapshot."""
     session = session_of(ctx)

@@ -49,7 +49,7 @@ def export(
     body = {**_object(target), "compression": compression.value}
     path = session.client.block(f"/snapshots/{found['id']}/export-to-object-storage")
     session.client.post(path, body)
-    job = _job_of(session, found)
+    job = _job_of(session, found, "export")
     name = label(SNAPSHOT, found)
     if not wait:
         session.out.resource(job, f"exporting {name} to {uri(job)}: job {job['id']}")
@@ -88,7 +88,7 @@ def import_(
         body["class"] = storage_class
     made = session.client.post(session.client.block("/snapshots/import-from-object-storage"), body)
     remember(session, SNAPSHOT, made)
-    job = _job_of(session, made)
+    job = _job_of(session, made, "import")
     called = label(SNAPSHOT, made)
     if not wait:
         session.out.resource(job, f"importing {uri(job)} as {called}: job {job['id']}")
@@ -117,9 +117,9 @@ def _object(text: str) -> dict[str, str]:
     return {"bucket": bucket, "key": key}
 
 
-def _job_of(session: Session, snapshot: Resource) -> Resource:
+def _job_of(session: Session, snapshot: Resource, kind: str) -> Resource:
     """The job that a request has just begun."""
-    query = [("snapshot_id", snapshot["id"]), ("page_size", "1")]
+    query = [("snapshot_id", snapshot["id"]), ("kind", kind), ("page_size", "1")]
     jobs: list[Resource] = session.client.get("/host/v1/jobs", query)["jobs"]
     if not jobs:
         raise Failure(Code.FAILED, f"there is no job of {label(SNAPSHOT, snapshot)}")

@@ -17,6 +17,7 @@ from .options import (
     Deleted,
     Iops,
     Limit,
+    LongTimeout,
     NamePrefix,
     NewName,
     RemoveTags,
@@ -37,7 +38,8 @@ from .resources import AGE, CREATED, ID, NAME, STATUS, TAGS, label, size_column
 from .session import Session, session_of
 from .tables import Column, print_details
 from .text import clean, instant
-from .wait import finish, host_view
+from .volume_jobs import finish_volume, patience_s
+from .wait import host_view
 
 app = typer.Typer(help="Volumes: block devices to use.", no_args_is_help=True)
 
@@ -56,12 +58,13 @@ def create(
         typer.Option("--from-snapshot", metavar="SNAP", help="Clone this snapshot."),
     ] = None,
     storage_class: Annotated[
-        str | None, typer.Option("--class", metavar="CLASS", help="sbs, bssd.")
+        str | None,
+        typer.Option("--class", metavar="CLASS", help="sbs, bssd: volume types."),
     ] = None,
     iops: Annotated[Iops, typer.Option("--iops", help="Performance.")] = Iops.LOW,
     tags: Tags = [],  # noqa: B006 - typer reads it, nobody writes it
     wait: Wait = True,
-    timeout: Timeout = "5m",
+    timeout: LongTimeout = None,
 ) -> None:
     """Make a volume, empty or from a snapshot."""
     session = session_of(ctx)
@@ -77,10 +80,10 @@ def create_volume(
     iops: Iops,
     tags: list[str],
     wait: bool,
-    timeout: str,
+    timeout: str | None,
 ) -> None:
     """What `volume create` and `snapshot clone` do. Raises Failure."""
-    timeout_s = duration_s(timeout)
+    timeout_s = patience_s(timeout)
     size_field: dict[str, Any] = {} if size is None else {"size": size_bytes(size)}
     body: dict[str, Any] = {"name": name, "tags": tags, "perf_iops": int(iops)}
     body |= session.project_body()
@@ -97,7 +100,7 @@ def create_volume(
     remember(session, VOLUME, answer)
     told = "creating"
     if wait:
-        answer = finish(session, VOLUME, answer, f"creating {label(VOLUME, answer)}", timeout_s)
+        answer = finish_volume(session, answer, f"creating {label(VOLUME, answer)}", timeout_s)
         told = "created"
     size_told = session.out.size(answer["size"])
     session.out.resource(answer, f"{told} {label(VOLUME, answer)} ({size_told}): {answer['id']}")
@@ -176,7 +179,7 @@ def grow(
         str, typer.Argument(metavar="SIZE", help="The new size, or +5G to add that much.")
     ],
     wait: Wait = True,
-    timeout: Timeout = "5m",
+    timeout: LongTimeout = None,
 ) -> None:
     """Make a volume larger, also while it is in use. It never shrinks."""
     session = session_of(ctx)
@@ -238,11 +241,11 @@ def revert(
         ),
     ] = True,
     wait: Wait = True,
-    timeout: Timeout = "5m",
+    timeout: LongTimeout = None,
 ) -> None:
     """Give a volume the bytes of a snapshot again. It must not be in use."""
     session = session_of(ctx)
-    timeout_s = duration_s(timeout)
+    timeout_s = patience_s(timeout)
     found = find(session, VOLUME, volume)
     picture = find(session, SNAPSHOT, snapshot)
     body = {"snapshot_id": picture["id"], "keep_previous": keep_previous}
@@ -250,7 +253,7 @@ def revert(
     told = "is being reverted"
     if wait:
         doing = f"reverting {label(VOLUME, found)} to {label(SNAPSHOT, picture)}"
-        answer = finish(session, VOLUME, answer, doing, timeout_s)
+        answer = finish_volume(session, answer, doing, timeout_s)
         told = "is back"
     kept = "; what it held is kept as a snapshot" if keep_previous else ""
     told = f"{label(VOLUME, found)} {told} to {label(SNAPSHOT, picture)}{kept}"
@@ -300,13 +303,13 @@ def _change(
     body: Mapping[str, object],
     doing: str,
     wait: bool,
-    timeout: str,
+    timeout: str | None,
 ) -> Resource:
-    timeout_s = duration_s(timeout)
+    timeout_s = patience_s(timeout)
     answer = resources.change(session, VOLUME, found, body)
     if not wait:
         return answer
-    return finish(session, VOLUME, answer, f"{doing} {label(VOLUME, found)}", timeout_s)
+    return finish_volume(session, answer, f"{doing} {label(VOLUME, found)}", timeout_s)
 
 
 def _origin(session: Session, found: Resource) -> str:

@@ -1,4 +1,4 @@
-"""Long work on a snapshot and an object: what is asked, and how far it is."""
+"""Long work on volumes, snapshots and objects: what is asked, and how far it is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ class JobKind(StrEnum):
     EXPORT = "export"
     IMPORT = "import"
     VERIFY = "verify"
+    # of thick classes, whose bytes take as long as the disk takes
+    CREATE = "create"
+    CLONE = "clone"
+    GROW = "grow"
+    REVERT = "revert"
+
+
+TRANSFERS = frozenset({JobKind.EXPORT, JobKind.IMPORT, JobKind.VERIFY})
 
 
 class JobState(StrEnum):
@@ -31,11 +39,14 @@ class Phase(StrEnum):
     """How far a job durably is: what the next daemon has to do with it."""
 
     ENDED = ""
-    BEGUN = "begun"  # nothing but rows, and the disk of an import
+    BEGUN = "begun"  # rows, and a disk that is not finished; a revert: the volume is what it was
     CREATING = "creating"  # an upload may exist whose id is not known
     UPLOADING = "uploading"
     COMPLETING = "completing"  # the object may be there
     UNDOING = "undoing"  # the upload is to be aborted, whatever is found of it
+    MERGING = "merging"  # a revert: the volume has, or is about to have, the snapshot's bytes
+    AGAIN = "again"  # merged; the snapshot is to be taken again
+    SHOWING = "showing"  # all is done but the front, which users may have seen and written to
 
 
 class Compression(StrEnum):
@@ -48,10 +59,12 @@ class Compression(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One row of the catalog, and the journal entry of a transfer until it has ended.
+    """One row of the catalog, and the journal entry of the work until it has ended.
 
     Attributes:
-        snapshot_id: the snapshot that is exported or imported; None for a verification.
+        volume_id: the volume that is made, grown or reverted; None for a transfer.
+        snapshot_id: the snapshot that is exported, imported, cloned or reverted to.
+        bucket, key: the object of a transfer.
         bytes_done: of `bytes_total`, as they pass the network; None before the size is known.
         rate_bytes_s: over the last seconds; None while nothing runs.
         eta_s: until the end at this rate.
@@ -66,9 +79,10 @@ class Job:
     kind: JobKind
     state: JobState
     project_id: str
+    volume_id: str | None
     snapshot_id: str | None
-    bucket: str
-    key: str
+    bucket: str | None
+    key: str | None
     created_at: str
     started_at: str | None = None
     finished_at: str | None = None
@@ -88,6 +102,17 @@ class Job:
         return "cancelled" in self.args
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether it is not to be gone on with."""
+        return self.is_cancelled or self.lost is not None
+
+    @property
+    def lost(self) -> str | None:
+        """Why the snapshot that it needs is gone, once it is."""
+        reason = self.args.get("lost")
+        return None if reason is None else str(reason)
+
+    @property
     def has_ended(self) -> bool:
         """Whether it stands for good."""
         return self.state in ENDED
@@ -99,6 +124,7 @@ class JobFilter:
 
     kind: JobKind | None = None
     state: JobState | None = None
+    volume_id: str | None = None
     snapshot_id: str | None = None
     project_id: str | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from blockd.domain.job import JobKind
 from blockd.domain.states import Status
 
 
@@ -13,7 +14,7 @@ class ParentVolume:
 
     id: str
     name: str
-    perf_iops: int
+    perf_iops: int | None
     status: Status
 
 
@@ -21,7 +22,10 @@ class ParentVolume:
 class Snapshot:
     """One row of the catalog. `disk` is the LV with its bytes; `parent` is null when it is gone.
 
-    `content_digest` is known once it was exported or imported (`transfer/digest.py`).
+    Attributes:
+        content_digest: known once it was exported or imported (`transfer/digest.py`).
+        origin_disk: the disk without which this one cannot be read; None: it needs none.
+        held_by: the work under way that needs its disk: a clone's copy, a revert's merge.
     """
 
     id: str
@@ -40,6 +44,8 @@ class Snapshot:
     deleted_at: str | None = None
     error: str | None = None
     content_digest: str | None = None
+    origin_disk: str | None = None
+    held_by: JobKind | None = None
 
 
 @dataclass(frozen=True, slots=True)

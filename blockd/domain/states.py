@@ -37,6 +37,7 @@ class Event(StrEnum):
     DELETE = "delete"
     UNDELETE = "undelete"
     UNDELETE_BROKEN = "undelete_broken"
+    LOST = "lost"
 
 
 CREATING, AVAILABLE, IN_USE, UPDATING, EXPORTING, DELETED, ERROR = Status
@@ -62,6 +63,9 @@ SNAPSHOT_MOVES: Final[Mapping[tuple[Status, Event], Status]] = {
     (AVAILABLE, Event.EXPORT): EXPORTING,
     (EXPORTING, Event.EXPORTED): AVAILABLE,
     (EXPORTING, Event.FAILED): AVAILABLE,  # the snapshot itself is whole; the job says why
+    (AVAILABLE, Event.LOST): ERROR,  # the kernel gave its bytes up: its store is full
+    (EXPORTING, Event.LOST): ERROR,
+    (DELETED, Event.LOST): DELETED,  # and in error, should it be undeleted
     (AVAILABLE, Event.DELETE): DELETED,
     (ERROR, Event.DELETE): DELETED,
     (DELETED, Event.UNDELETE): AVAILABLE,

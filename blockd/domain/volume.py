@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from blockd.domain.states import Status
 
-#: The API's volume types by their performance (wire.md, b).
-TYPE_OF_IOPS = {5000: "sbs_5k", 15000: "sbs_15k"}
-DEFAULT_PERF_IOPS = 5000
+#: The API's volume types by their performance (wire.md, b); None: a thick class, which has none.
+TYPE_OF_IOPS: Final[Mapping[int | None, str]] = {5000: "sbs_5k", 15000: "sbs_15k", None: "b_ssd"}
+PERF_IOPS: Final = tuple(iops for iops in TYPE_OF_IOPS if iops is not None)
+DEFAULT_PERF_IOPS: Final = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +20,14 @@ class Volume:
 
     Instants are API timestamps (`units.now_timestamp`). `error` says why `status` is `error`,
     or why the last change did not come about. `deleted_at` is set while in the trash.
+    `perf_iops` is None in a thick class.
     """
 
     id: str
     project_id: str
     name: str
     size_bytes: int
-    perf_iops: int
+    perf_iops: int | None
     storage_class: str
     status: Status
     tags: tuple[str, ...]
@@ -43,6 +47,7 @@ class NewVolume:
     Attributes:
         name: None asks for a generated one (`vol-…`).
         project_id: None means the host's default project.
+        perf_iops: a thick class has none, and takes no notice.
         storage_class: None means the configured default, or the snapshot's class.
     """
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from blockd.catalog import Transaction
 from blockd.domain.errors import InvalidArguments, NoRoom, PoolUnfit
 from blockd.domain.pool import PoolUse
 from blockd.domain.units import format_size
+from blockd.domain.volume import Volume
 from blockd.service.ports import StorageDriver
 
 
@@ -17,20 +18,31 @@ class StorageClass:
     """One class: its driver and the bounds it was given in the configuration.
 
     Attributes:
-        overcommit: the sum of the volumes' sizes may be this many times the pool's.
-        high_water_percent: nothing new is made in a pool that is used beyond this.
+        overcommit: thin: the sum of the volumes' sizes may be this many times the pool's.
+        high_water_percent: thin: nothing new is made in a pool that is used beyond this.
+        promised: thick: bytes that requests were promised and storage has not handed out yet, by
+            the id of what they are for.
     """
 
     name: str
     driver: StorageDriver
-    overcommit: float
-    high_water_percent: float
+    overcommit: float = 10.0
+    high_water_percent: float = 95.0
+    promised: dict[str, int] = field(default_factory=dict)
 
-    async def check_pool(self, resource: str) -> PoolUse:
+    @property
+    def is_thick(self) -> bool:
+        """Whether its bytes take as long as the disk takes, and its snapshots need their origin."""
+        return self.driver.traits.is_thick
+
+    async def check_pool(self, resource: str, needs_bytes: int = 0) -> PoolUse:
         """The pool's use, before anything of kind `resource` is made in it.
 
+        Args:
+            needs_bytes: thick: what is taken at once.
+
         Raises:
-            NoRoom: data or metadata stand above the high-water mark.
+            NoRoom: data or metadata stand above the high-water mark; thick: too little is free.
             PoolUnfit: the pool takes no writes.
         """
         pool = await self.driver.pool()
@@ -41,6 +53,28 @@ class StorageClass:
                 pool.used_bytes,
                 f"pool {pool.name} is {pool.mode} and takes no writes: repair it",
             )
+        if pool.free_bytes is None:
+            self._check_marks(pool, resource)
+        else:
+            self._check_free(pool, pool.free_bytes, resource, needs_bytes)
+        return pool
+
+    def _check_free(self, pool: PoolUse, free_bytes: int, resource: str, needs_bytes: int) -> None:
+        reserve, promised = self.driver.traits.reserve_bytes, sum(self.promised.values())
+        if needs_bytes <= free_bytes - reserve - promised:
+            return
+        kept = [f"{format_size(reserve)} are the reserve"] if reserve else []
+        kept += [f"{format_size(promised)} are promised"] if promised else []
+        raise NoRoom(
+            resource,
+            max(pool.size_bytes - reserve, 0),
+            pool.used_bytes + promised,
+            f"{pool.name}: {format_size(needs_bytes)} are needed, {format_size(free_bytes)} of "
+            f"{format_size(pool.size_bytes)} are free{''.join(f', {text}' for text in kept)}: "
+            "delete volumes or snapshots, or extend the volume group",
+        )
+
+    def _check_marks(self, pool: PoolUse, resource: str) -> None:
         for what, used, size in (
             ("data", pool.used_bytes, pool.size_bytes),
             ("metadata", pool.metadata_used_bytes, pool.metadata_size_bytes),
@@ -55,14 +89,38 @@ class StorageClass:
                     f"nothing new above {self.high_water_percent:g} %: "
                     "delete volumes or snapshots, or extend the pool",
                 )
-        return pool
+
+    def check_snapshots(self, tx: Transaction, volume: Volume, spare: int = 0) -> None:
+        """Whether one more snapshot may be taken of the volume; part of the transaction.
+
+        Args:
+            spare: how many more than the limit there may be.
+
+        Raises:
+            NoRoom: thick: there are as many as the class allows of one origin.
+        """
+        most = self.driver.traits.max_snapshots
+        if most is None:
+            return
+        count = tx.disks.snapshots_of(volume.disk)
+        if count >= most + spare:
+            raise NoRoom(
+                "snapshot",
+                most,
+                count,
+                f"volume {volume.id} has {count} snapshots, those in the trash included, and class "
+                f"{self.name} allows {most} of one volume, as each makes its writes slower: delete "
+                "one, or raise max_snapshots",
+            )
 
     def check_overcommit(self, tx: Transaction, pool: PoolUse, more_bytes: int) -> None:
         """Whether the class may promise `more_bytes`; exact, as it is part of the transaction.
 
         Raises:
-            NoRoom: the sum of all volumes' sizes would pass `overcommit` times the pool.
+            NoRoom: thin: the sum of all volumes' sizes would pass `overcommit` times the pool.
         """
+        if self.is_thick:
+            return  # never promises what it has not got
         limit = int(pool.size_bytes * self.overcommit)
         promised = tx.provisioned_bytes(self.name)
         if promised + more_bytes > limit:

@@ -112,5 +112,6 @@ class Host:
             VolumeType(type_, storage_class.name, iops)
             for storage_class in self._classes
             for iops, type_ in TYPE_OF_IOPS.items()
+            if (iops is None) is storage_class.is_thick
         ]
         return sorted(types, key=lambda item: (item.type, item.storage_class))

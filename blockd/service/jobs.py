@@ -16,15 +16,21 @@ from typing import Literal, Self
 import structlog
 
 from blockd.catalog import Catalog
-from blockd.domain.job import Job
+from blockd.domain.job import TRANSFERS, Job, JobKind, JobState, Phase
 from blockd.domain.transfer import Progress
-from blockd.domain.units import format_timestamp
+from blockd.domain.units import format_timestamp, now_timestamp
+from blockd.domain.volume import Volume
 from blockd.service.job_steps import JobSteps
 
 log = structlog.get_logger()
 
 _FIRST_RETRY_S = 1.0
 _LAST_RETRY_S = 60.0
+
+#: More disks written over at once would take longer for all. Merges are the kernel's work, and each
+#: keeps a volume from its users until it ends, so they wait for nobody else.
+_WRITTEN_AT_ONCE = 2
+_MERGED_AT_ONCE = 4
 
 
 class Jobs:
@@ -33,13 +39,16 @@ class Jobs:
     def __init__(
         self, catalog: Catalog, steps: JobSteps, *, concurrency: int, keep_s: float
     ) -> None:
-        """At most `concurrency` run; the others wait, first come, first served.
+        """Those of a sort that find no slot wait, first come, first served.
 
         Args:
+            concurrency: how many transfers run at once.
             keep_s: how long the record of a job that ended is kept.
         """
         self._catalog, self._steps = catalog, steps
-        self._slots = asyncio.Semaphore(concurrency)
+        self._transfer_slots = asyncio.Semaphore(concurrency)
+        self._write_slots = asyncio.Semaphore(_WRITTEN_AT_ONCE)
+        self._merge_slots = asyncio.Semaphore(_MERGED_AT_ONCE)
         self._keep = timedelta(seconds=keep_s)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._cancelled: dict[str, asyncio.Event] = {}
@@ -105,9 +114,13 @@ class Jobs:
             WrongState: it has ended.
         """
         job = await self._catalog.write("job cancelling", self._steps.note_cancel(job_id))
+        self.stop(job_id)
+        return self.seen(job)
+
+    def stop(self, job_id: str) -> None:
+        """End a job whose row says why it is not to be gone on with."""
         if (event := self._cancelled.get(job_id)) is not None:
             event.set()
-        return self.seen(job)
 
     async def _run(self, job_id: str) -> None:
         """Try until nothing is left to be done or undone."""
@@ -132,11 +145,12 @@ class Jobs:
         if job is None or not job.phase:
             return None
         if not job.has_ended:
-            if not job.is_cancelled and await self._slot_or_cancelled(job_id):
+            slots = self._slots(job.kind)
+            if not job.is_stopped and await self._slot_or_cancelled(job_id, slots):
                 try:
                     await self._work(job_id)
                 finally:
-                    self._slots.release()
+                    slots.release()
             else:
                 await self._steps.fail(job_id, None, Progress())
             job = await self._catalog.read(lambda tx: tx.jobs.get(job_id))
@@ -144,20 +158,25 @@ class Jobs:
         await self._forget_old()
         return left
 
-    async def _slot_or_cancelled(self, job_id: str) -> bool:
+    def _slots(self, kind: JobKind) -> asyncio.Semaphore:
+        if kind in TRANSFERS:
+            return self._transfer_slots
+        return self._merge_slots if kind is JobKind.REVERT else self._write_slots
+
+    async def _slot_or_cancelled(self, job_id: str, slots: asyncio.Semaphore) -> bool:
         """Wait for a slot; whether it was got before somebody cancelled the job."""
-        acquiring = asyncio.ensure_future(self._slots.acquire())
+        acquiring = asyncio.ensure_future(slots.acquire())
         cancelling = asyncio.ensure_future(self._cancelled[job_id].wait())
         try:
             await asyncio.wait([acquiring, cancelling], return_when=asyncio.FIRST_COMPLETED)
         except BaseException:
-            await _give_back(acquiring, self._slots)
+            await _give_back(acquiring, slots)
             raise
         finally:
             cancelling.cancel()
         if acquiring.done():
             return True
-        await _give_back(acquiring, self._slots)
+        await _give_back(acquiring, slots)
         return False
 
     async def _work(self, job_id: str) -> None:
@@ -192,3 +211,26 @@ async def _give_back(acquiring: asyncio.Task[Literal[True]], slots: asyncio.Sema
     await asyncio.wait([acquiring])
     if not acquiring.cancelled():
         slots.release()
+
+
+def volume_job(
+    job_id: str,
+    kind: JobKind,
+    volume: Volume,
+    snapshot_id: str | None,
+    args: dict[str, object],
+) -> Job:
+    """The row of a job on a volume, to be committed with the volume's new status."""
+    return Job(
+        id=job_id,
+        kind=kind,
+        state=JobState.QUEUED,
+        project_id=volume.project_id,
+        volume_id=volume.id,
+        snapshot_id=snapshot_id,
+        bucket=None,
+        key=None,
+        created_at=now_timestamp(),
+        phase=Phase.BEGUN,
+        args=args,
+    )

@@ -10,13 +10,13 @@ which front is known to the catalog; a driver holds no state that it cannot read
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from blockd.domain.allocation import Allocation
 from blockd.domain.front import FrontSpec
-from blockd.domain.pool import PoolUse
+from blockd.domain.pool import ClassTraits, PoolUse
 from blockd.domain.transfer import Exported, ExportNotes, ExportOrder, ImageFacts, Progress
 from blockd.domain.volume import Device, OpenDisk
 
@@ -27,6 +27,10 @@ class StorageDriver(Protocol):
     Errors of all of them: `StorageError` (message: the reason in one line), `StorageOverdue`.
     """
 
+    @property
+    def traits(self) -> ClassTraits:
+        """What the class is like."""
+
     def turn(self) -> AbstractAsyncContextManager[None]:
         """The right to change this class's disks; first come, first served. Not re-entrant.
 
@@ -34,7 +38,7 @@ class StorageDriver(Protocol):
         """
 
     async def create(self, disk: str, size_bytes: int) -> None:
-        """Make an empty disk of at least `size_bytes` that reads as zeros.
+        """Make an empty disk of at least `size_bytes` that reads as zeros (thick: see `complete`).
 
         What a broken-off earlier attempt left under this name is removed first; a disk of this
         name that is not ours is left alone and is an error.
@@ -57,7 +61,75 @@ class StorageDriver(Protocol):
         """Make a disk that is behind no front a read-only, inactive picture. Idempotent."""
 
     async def erase(self, disks: Sequence[str]) -> None:
-        """Remove disks; those that do not exist, or are not ours, are passed over."""
+        """Remove disks; those that do not exist, or are not ours, are passed over.
+
+        Raises:
+            StorageError: among others, a disk is the origin of a snapshot that is not in `disks`:
+                nothing was removed. Thick only.
+        """
+
+    async def complete(
+        self,
+        disk: str,
+        size_bytes: int,
+        *,
+        old_bytes: int,
+        source: str | None,
+        source_bytes: int = 0,
+        progress: Progress,
+    ) -> None:
+        """Thick, outside a turn: make good what `create`, `clone` and `grow` promise of the bytes.
+
+        From `old_bytes` to the disk's end (whole extents) they become zeros, or those of the
+        snapshot disk `source` with zeros behind them; they are durable when this returns. May be
+        begun again at any time; a cancellation ends it within a second or so.
+
+        Args:
+            source_bytes: of the source only so many count, 0 is all; behind them is what a grow
+                that was given up left there.
+            progress: its total is set to what is to be written over.
+        """
+
+    async def revert_bytes(self, disk: str, snapshot_disk: str, *, keep: bool) -> int:
+        """Thick: free bytes that a revert needs before it begins.
+
+        The siblings' stores must take what the merge overwrites; with `keep`, a snapshot of what
+        the disk holds is to be made first, and its store has to be as large as theirs.
+        """
+
+    async def reserve_for_revert(self, disk: str, snapshot_disk: str) -> None:
+        """Thick: grow the siblings' stores so that the merge cannot overflow them. Idempotent.
+
+        Called when the snapshot to be kept has been made and nothing writes to the disk.
+        """
+
+    async def begin_merge(self, disk: str, snapshot_disk: str) -> None:
+        """Thick: from here on the disk reads as the snapshot did, also after a power cut.
+
+        The disk is behind no front. The snapshot disk is gone. No-op if it is being merged, or is
+        merged.
+        """
+
+    async def merged(self, disk: str, progress: Progress) -> None:
+        """Thick, outside a turn: wait until the kernel has merged all of it.
+
+        Returns at once when nothing is being merged. The wait may be cancelled; the merge goes on.
+        """
+
+    async def end_merge(self, disk: str, snapshot_disk: str) -> None:
+        """Thick: LVM forgets the merged snapshot, whose name is free after it. Idempotent."""
+
+    def volume_bytes(self, size_bytes: int) -> int:
+        """What a new volume takes at once: thin 0, thick whole extents. No process."""
+
+    def snapshot_bytes(self, size_bytes: int) -> int:
+        """What a new snapshot of such an origin takes at once: thin 0, thick its first store."""
+
+    def losses(self) -> AsyncIterator[tuple[str, str]]:
+        """(snapshot disk, reason) of each snapshot that the kernel gave up, once each, for ever.
+
+        Also of those found so at start. Thin: never yields, and ends at once.
+        """
 
     async def connect(self, front: FrontSpec) -> None:
         """Make the front be as `front` says: created, grown, or left as it is. Idempotent.
@@ -110,12 +182,16 @@ class StorageDriver(Protocol):
     async def pool(self) -> PoolUse:
         """Size and use of the space, from the kernel: no process."""
 
-    async def start(self, fronts: Sequence[FrontSpec]) -> Sequence[str]:
+    async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> Sequence[str]:
         """Before anything else: activate, and set up fronts.
 
         Fronts of volumes not listed are removed when nobody holds them open. A front over another
         disk than listed is left alone: the journal will bring the catalog after it. What a crash
         left readable (`reading`) is put away.
+
+        Args:
+            hidden: disks without a front whose snapshots must be readable: kept origins, disks of
+                volumes in the trash, and those of volumes being reverted. Thin needs none of them.
 
         Returns:
             A line for each front that cannot be had; the others are up all the same.

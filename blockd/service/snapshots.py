@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from blockd.catalog import Catalog, Transaction
-from blockd.domain.errors import NotFound, PreconditionFailed, TransientState
+from blockd.domain.errors import NotFound, PreconditionFailed
 from blockd.domain.intent import Intent, Verb, disk_name, new_id
 from blockd.domain.listing import Page, SnapshotFilter
 from blockd.domain.snapshot import NewSnapshot, ParentVolume, Snapshot, SnapshotChange
@@ -14,18 +14,17 @@ from blockd.domain.states import (
     AVAILABLE,
     CREATING,
     DELETED,
-    TRANSIENT,
     Event,
     move,
     seen_status,
 )
 from blockd.domain.units import now_timestamp
-from blockd.domain.volume import Volume
 from blockd.service.answers import Remember, remember_answer
 from blockd.service.classes import StorageClasses
 from blockd.service.host import Tenancy
 from blockd.service.operations import Operations
 from blockd.service.pages import Pages
+from blockd.service.rows import living_snapshot, volume_at_rest
 from blockd.service.trash import Trash
 
 
@@ -57,16 +56,19 @@ class Snapshots:
             PermissionDenied: no such project.
             TransientState: the volume is being made or changed.
             PreconditionFailed: the volume is in error.
-            NoRoom: the pool is too full.
+            NoRoom: the pool is too full, or a thick volume has as many as are allowed.
         """
         project_id = self._tenancy.project(new.project_id, "snapshot")
-        origin = await self._catalog.read(lambda tx: _volume_at_rest(tx, new.volume_id))
-        await self._trash.pool_with_room(self._classes[origin.storage_class], "snapshot")
+        origin = await self._catalog.read(lambda tx: volume_at_rest(tx, new.volume_id))
+        storage_class = self._classes[origin.storage_class]
+        await self._trash.make_way(storage_class, origin)
+        needs_bytes = storage_class.driver.snapshot_bytes(origin.size_bytes)
         snapshot_id = new_id()
         now = now_timestamp()
 
         def begin(tx: Transaction) -> tuple[Snapshot, Intent]:
-            volume = _volume_at_rest(tx, new.volume_id)
+            volume = volume_at_rest(tx, new.volume_id)
+            storage_class.check_snapshots(tx, volume)
             snapshot = Snapshot(
                 id=snapshot_id,
                 project_id=project_id,
@@ -81,6 +83,7 @@ class Snapshots:
                 disk=disk_name(snapshot_id),
                 created_at=now,
                 updated_at=now,
+                origin_disk=volume.disk if storage_class.is_thick else None,
             )
             tx.add_snapshot(snapshot)
             args: dict[str, object] = {"from_disk": volume.disk}
@@ -91,7 +94,8 @@ class Snapshots:
             remember_answer(tx, snapshot, remember)
             return snapshot, intent
 
-        snapshot, intent = await self._catalog.write("snapshot creating", begin)
+        async with self._trash.room(storage_class, "snapshot", snapshot_id, needs_bytes):
+            snapshot, intent = await self._catalog.write("snapshot creating", begin)
         self._operations.submit(intent)
         return snapshot
 
@@ -124,7 +128,7 @@ class Snapshots:
         """Rename, tag, publish or unpublish; takes effect at once, in any status."""
 
         def edit(tx: Transaction) -> Snapshot:
-            row = _living(tx, snapshot_id)
+            row = living_snapshot(tx, snapshot_id)
             row = replace(
                 row,
                 name=row.name if change.name is None else change.name,
@@ -142,11 +146,18 @@ class Snapshots:
 
         Raises:
             TransientState: it is being made.
+            PreconditionFailed: a clone is being copied from it, or its volume reverted to it.
         """
 
         def throw(tx: Transaction) -> Intent | None:
-            row = _living(tx, snapshot_id)
+            row = living_snapshot(tx, snapshot_id)
             status = move("snapshot", snapshot_id, row.status, Event.DELETE)
+            if row.held_by is not None:
+                raise PreconditionFailed(
+                    "protected_resource",
+                    f"snapshot {snapshot_id} is in use by a {row.held_by}: wait for it, or cancel "
+                    "it (blockctl job list)",
+                )
             now = now_timestamp()
             row = replace(row, status=status, deleted_at=now, updated_at=now)
             return self._trash.throw(tx, row)
@@ -195,40 +206,10 @@ def _parent_front(snapshot: Snapshot) -> tuple[str, str] | None:
 
 
 def _shown(snapshot: Snapshot, parent_is_open: bool) -> Snapshot:
+    if snapshot.held_by is not None:
+        status = seen_status(snapshot.status, is_open=True)
+        snapshot = replace(snapshot, status=status)
     if not parent_is_open or snapshot.parent is None:
         return snapshot
     status = seen_status(snapshot.parent.status, is_open=True)
     return replace(snapshot, parent=replace(snapshot.parent, status=status))
-
-
-def _living(tx: Transaction, snapshot_id: str) -> Snapshot:
-    snapshot = tx.snapshot(snapshot_id)
-    if snapshot is None or snapshot.status is DELETED:
-        raise NotFound("snapshot", snapshot_id)
-    return snapshot
-
-
-def readable_snapshot(tx: Transaction, snapshot_id: str) -> Snapshot:
-    """A snapshot whose bytes are whole and at rest.
-
-    Raises:
-        NotFound, TransientState: it is gone, or not ready.
-        PreconditionFailed: it is in error.
-    """
-    snapshot = _living(tx, snapshot_id)
-    if snapshot.status in TRANSIENT:
-        raise TransientState("snapshot", snapshot_id, snapshot.status)
-    if snapshot.status is not AVAILABLE:
-        raise PreconditionFailed("resource_not_usable", f"snapshot {snapshot_id} is in error")
-    return snapshot
-
-
-def _volume_at_rest(tx: Transaction, volume_id: str) -> Volume:
-    volume = tx.volume(volume_id)
-    if volume is None or volume.status is DELETED:
-        raise NotFound("volume", volume_id)
-    if volume.status in TRANSIENT:
-        raise TransientState("volume", volume_id, volume.status)
-    if volume.status is not AVAILABLE:
-        raise PreconditionFailed("resource_not_usable", f"volume {volume_id} is in error")
-    return volume

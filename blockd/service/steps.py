@@ -21,6 +21,7 @@ from blockd.domain.states import CREATING, UPDATING, Event, move
 from blockd.domain.units import now_timestamp
 from blockd.domain.volume import Volume
 from blockd.service.classes import StorageClasses
+from blockd.service.erasures import add_erase, release
 from blockd.service.ports import StorageDriver
 
 log = structlog.get_logger()
@@ -112,7 +113,10 @@ class Steps:
     async def _create_snapshot(
         self, intent: Intent, snapshot: Snapshot, driver: StorageDriver
     ) -> None:
-        await driver.snapshot(snapshot.disk, intent.text("from_disk"), snapshot.volume_id)
+        try:
+            await driver.snapshot(snapshot.disk, intent.text("from_disk"), snapshot.volume_id)
+        finally:
+            self._classes[intent.storage_class].promised.pop(snapshot.id, None)
 
         def created(tx: Transaction) -> None:
             row = tx.snapshot(intent.resource_id)
@@ -136,7 +140,8 @@ class Steps:
                 status = move(resource, taken.id, taken.status, Event.FAILED)
                 now = now_timestamp()
                 tx.put_snapshot(replace(taken, status=status, error=reason, updated_at=now))
-                return [add_erase(tx, intent.storage_class, [taken.disk], [])]
+                disks = [taken.disk, *release(tx, [taken])]
+                return [add_erase(tx, intent.storage_class, disks, [])]
             return []
 
         return await self._catalog.write(f"{resource} failed", failed)
@@ -235,7 +240,8 @@ class Steps:
         if keep:  # cannot be; but these would be somebody's bytes
             log.critical("refused to erase disks that are in use", disks=sorted(keep))
         disks = [disk for one in batch for disk in one.texts("disks") if disk not in keep]
-        await driver.erase(disks)
+        if disks:
+            await driver.erase(disks)
 
         def erased(tx: Transaction) -> None:
             for one in batch:
@@ -288,14 +294,7 @@ def _erasures(tx: Transaction, intent: Intent) -> tuple[list[Intent], set[str]]:
         if one.verb is not Verb.ERASE or len(batch) == _ERASED_AT_ONCE:
             break
         batch.append(one)
-    return batch, tx.disks_to_keep([disk for one in batch for disk in one.texts("disks")])
-
-
-def add_erase(tx: Transaction, storage_class: str, disks: list[str], fronts: list[str]) -> Intent:
-    """Journal that `disks` are to be removed, after the fronts of the volumes `fronts`."""
-    return tx.add_intent(
-        Verb.ERASE, disks[0], storage_class, "", {"disks": disks, "fronts": fronts}
-    )
+    return batch, tx.disks.to_keep([disk for one in batch for disk in one.texts("disks")])
 
 
 def _exchange(tx: Transaction, intent: Intent, volume_id: str, new_disk: str) -> None:

@@ -16,10 +16,10 @@ from blockd.domain.units import MIN_VOLUME_BYTES, format_size, now_timestamp
 from blockd.service.answers import Remember, remember_answer
 from blockd.service.classes import StorageClasses
 from blockd.service.host import Tenancy
-from blockd.service.job_steps import image_args
 from blockd.service.jobs import Jobs
 from blockd.service.ports import Images
-from blockd.service.snapshots import readable_snapshot
+from blockd.service.rows import readable_snapshot
+from blockd.service.transfer_steps import image_args
 from blockd.service.trash import Trash
 
 
@@ -89,7 +89,6 @@ class Transfers:
         storage_class = self._classes.asked(new.storage_class)
         image = await self._images.look(new.bucket, new.key)
         size_bytes = self._import_size(new, image)
-        await self._trash.pool_with_room(storage_class, "snapshot")
         snapshot_id, job_id, now = new_id(), new_id(), now_timestamp()
         snapshot = Snapshot(
             id=snapshot_id,
@@ -113,7 +112,9 @@ class Transfers:
             tx.jobs.add(job)
             remember_answer(tx, snapshot, remember)
 
-        await self._catalog.write("snapshot importing", begin)
+        needs_bytes = storage_class.driver.volume_bytes(size_bytes)
+        async with self._trash.room(storage_class, "snapshot", snapshot_id, needs_bytes):
+            await self._catalog.write("snapshot importing", begin)
         self._jobs.submit(job_id)
         return snapshot
 
@@ -142,6 +143,7 @@ class Transfers:
             kind=JobKind.VERIFY,
             state=JobState.QUEUED,
             project_id=self._tenancy.default_project_id,
+            volume_id=None,
             snapshot_id=None,
             bucket=bucket,
             key=key,
@@ -188,6 +190,7 @@ def _job(
         kind=kind,
         state=JobState.QUEUED,
         project_id=snapshot.project_id,
+        volume_id=None,
         snapshot_id=snapshot.id,
         bucket=bucket,
         key=key,

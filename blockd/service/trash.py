@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -19,8 +20,8 @@ from blockd.domain.snapshot import Snapshot
 from blockd.domain.units import format_timestamp, parse_timestamp
 from blockd.domain.volume import Volume
 from blockd.service.classes import StorageClass, StorageClasses
+from blockd.service.erasures import forget
 from blockd.service.operations import Operations
-from blockd.service.steps import add_erase
 
 log = structlog.get_logger()
 
@@ -59,7 +60,7 @@ class Trash:
             The erasure to be begun after the commit, if nothing is kept.
         """
         if not self._keep:
-            return _exchange(tx, row.storage_class, [row])
+            return forget(tx, row.storage_class, [row])
         if isinstance(row, Volume):
             tx.put_volume(row)
         else:
@@ -73,10 +74,41 @@ class Trash:
         else:
             self._operations.submit(erasure)
 
-    async def pool_with_room(self, storage_class: StorageClass, resource: str) -> PoolUse:
+    @asynccontextmanager
+    async def room(
+        self,
+        storage_class: StorageClass,
+        resource: str,
+        resource_id: str,
+        needs_bytes: int,
+    ) -> AsyncIterator[PoolUse]:
+        """Make room and promise it, for as long as the block, which commits the request.
+
+        What is promised counts as taken until the steps have taken it, or the block has failed.
+
+        Args:
+            needs_bytes: what a thick class takes at once; a thin one takes nothing.
+
+        Raises:
+            NoRoom: see `pool_with_room`.
+        """
+        try:
+            yield await self.pool_with_room(storage_class, resource, resource_id, needs_bytes)
+        except BaseException:
+            storage_class.promised.pop(resource_id, None)
+            raise
+
+    async def pool_with_room(
+        self,
+        storage_class: StorageClass,
+        resource: str,
+        resource_id: str = "",
+        needs_bytes: int = 0,
+    ) -> PoolUse:
         """The pool's use, once there is room for something of kind `resource`.
 
-        Above the high-water mark the trash is erased, oldest first, until there is room.
+        Above the high-water mark, or where too little is free, the trash is erased, oldest first,
+        until there is room.
 
         Raises:
             NoRoom: there is none, and nothing (more) in the trash.
@@ -87,7 +119,7 @@ class Trash:
         ]:  # or many requests at once would erase many times what is needed
             while True:
                 try:
-                    return await storage_class.check_pool(resource)
+                    pool = await storage_class.check_pool(resource, needs_bytes)
                 except PoolUnfit:
                     raise
                 except NoRoom:
@@ -95,14 +127,47 @@ class Trash:
                         raise
                     if not await self._erase_for_room(storage_class.name):
                         raise
+                else:
+                    if needs_bytes:
+                        storage_class.promised[resource_id] = needs_bytes
+                    return pool
+
+    async def make_way(self, storage_class: StorageClass, volume: Volume, spare: int = 0) -> None:
+        """Erase snapshots of the volume from the trash, oldest first, until one more may be taken.
+
+        Args:
+            spare: how many more than the class's limit there may be.
+
+        Raises:
+            NoRoom: there are too many, and none (more) in the trash.
+        """
+        while storage_class.driver.traits.max_snapshots is not None:
+            try:
+                await self._catalog.read(
+                    lambda tx: storage_class.check_snapshots(tx, volume, spare)
+                )
+            except NoRoom:
+                if not self._gives_room:
+                    raise
+                take_out = partial(_take_out_of, origin_disk=volume.disk)
+                found, intent = await self._catalog.write("trash erasing for a snapshot", take_out)
+                if not found:
+                    raise
+                log.warning("erasing trash early for a snapshot", volume_id=volume.id)
+                if intent is not None:
+                    self._operations.submit(intent)
+            else:
+                return
 
     async def _erase_for_room(self, class_name: str) -> bool:
         """Erase the oldest things in the trash; whether there were any."""
         now = format_timestamp(datetime.now(UTC))
-        if not await self._catalog.read(partial(_is_due, class_name, now)):
+        if not await self._catalog.read(partial(_is_due, class_name, now, for_room=True)):
             return False
         log.warning("erasing trash early for room", storage_class=class_name)
-        take_out = partial(_take_out, storage_class=class_name, due=now, most=_BATCH_FOR_ROOM)
+        take_out = partial(
+            _take_out, storage_class=class_name, due=now, most=_BATCH_FOR_ROOM, for_room=True
+        )
         intent = await self._catalog.write("trash erasing for room", take_out)
         if intent is not None:
             await asyncio.wait([self._operations.submit(intent)], timeout=_ROOM_DEADLINE_S)
@@ -144,29 +209,24 @@ class Trash:
         return max(until.total_seconds(), 0.0) + 0.001
 
 
-def _is_due(storage_class: str, due: str, tx: Transaction) -> bool:
-    return any(tx.trash(storage_class, due, 1))
+def _is_due(storage_class: str, due: str, tx: Transaction, *, for_room: bool = False) -> bool:
+    return any(tx.trash(storage_class, due, 1, for_room=for_room))
 
 
-def _take_out(tx: Transaction, storage_class: str, due: str, most: int) -> Intent | None:
+def _take_out(
+    tx: Transaction, storage_class: str, due: str, most: int, *, for_room: bool = False
+) -> Intent | None:
     """Exchange the rows of a batch for the intent that erases their disks."""
-    volume_ids, snapshot_ids = tx.trash(storage_class, due, most)
+    volume_ids, snapshot_ids = tx.trash(storage_class, due, most, for_room=for_room)
     rows: list[Volume | Snapshot | None] = [tx.volume(id_) for id_ in volume_ids]
     rows += [tx.snapshot(id_) for id_ in snapshot_ids]
-    return _exchange(tx, storage_class, [row for row in rows if row is not None])
+    return forget(tx, storage_class, [row for row in rows if row is not None])
 
 
-def _exchange(
-    tx: Transaction, storage_class: str, rows: Sequence[Volume | Snapshot]
-) -> Intent | None:
-    """From this commit on nothing can bring them back. Rows in error have no disk any more."""
-    for row in rows:
-        if isinstance(row, Volume):
-            tx.remove_volume(row.id)
-        else:
-            tx.remove_snapshot(row.id)
-    disks = [row.disk for row in rows if row.error is None]
-    if not disks:
-        return None
-    fronts = [row.id for row in rows if isinstance(row, Volume)]
-    return add_erase(tx, storage_class, disks, fronts)
+def _take_out_of(tx: Transaction, origin_disk: str) -> tuple[bool, Intent | None]:
+    """The same for the snapshot of one origin that was deleted first; whether there was one."""
+    snapshot_id = tx.disks.oldest_in_trash_of(origin_disk)
+    row = None if snapshot_id is None else tx.snapshot(snapshot_id)
+    if row is None:
+        return False, None
+    return True, forget(tx, row.storage_class, [row])

@@ -13,7 +13,9 @@ from blockd.domain.errors import (
     PreconditionFailed,
 )
 from blockd.domain.intent import Intent, Verb, disk_name, new_id
+from blockd.domain.job import Job, JobKind
 from blockd.domain.listing import Page, VolumeFilter
+from blockd.domain.pool import PoolUse
 from blockd.domain.snapshot import Snapshot
 from blockd.domain.states import (
     AVAILABLE,
@@ -30,11 +32,13 @@ from blockd.domain.volume import Device, NewVolume, Volume, VolumeChange
 from blockd.service.answers import Remember, remember_answer
 from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.host import Tenancy
+from blockd.service.jobs import Jobs, volume_job
 from blockd.service.operations import Operations
 from blockd.service.pages import Pages
 from blockd.service.ports import StorageDriver
-from blockd.service.snapshots import readable_snapshot
-from blockd.service.steps import PREPARE, front_of
+from blockd.service.reverts import Reverts
+from blockd.service.rows import deleted_volume, living_volume, readable_snapshot
+from blockd.service.steps import front_of
 from blockd.service.trash import Trash
 
 
@@ -48,9 +52,12 @@ class Volumes:
         operations: Operations,
         trash: Trash,
         tenancy: Tenancy,
+        jobs: Jobs,
     ) -> None:
         self._catalog, self._classes = catalog, classes
         self._operations, self._trash, self._tenancy = operations, trash, tenancy
+        self._jobs = jobs
+        self._reverts = Reverts(catalog, classes, operations, trash, jobs)
         self._pages: Pages[Volume] = Pages(catalog, classes.is_open)
 
     async def create(self, new: NewVolume, remember: Remember[Volume] | None = None) -> Volume:
@@ -62,15 +69,15 @@ class Volumes:
             PreconditionFailed: the snapshot is larger than the size asked for, or in error.
             TransientState: the snapshot is not ready yet.
             InvalidArguments: another class than the snapshot's, or an unknown one.
-            NoRoom: the pool is too full, or promised too often.
+            NoRoom: the pool is too full, or promised too often; thick: too little is free.
         """
         project_id = self._tenancy.project(new.project_id, "volume")
-        storage_class = await self._class_for(new)
-        pool = await self._trash.pool_with_room(storage_class, "volume")
+        storage_class, likely_bytes = await self._class_for(new)
+        needs_bytes = storage_class.driver.volume_bytes(likely_bytes)
         volume_id = new_id()
         now = now_timestamp()
 
-        def begin(tx: Transaction) -> tuple[Volume, Intent]:
+        def begin(tx: Transaction, pool: PoolUse) -> tuple[Volume, Intent | Job]:
             source, size_bytes = None, new.size_bytes
             if new.snapshot_id is not None:
                 source = readable_snapshot(tx, new.snapshot_id)
@@ -80,7 +87,7 @@ class Volumes:
                 project_id=project_id,
                 name=new.name if new.name is not None else f"vol-{volume_id[:8]}",
                 size_bytes=size_bytes or 0,
-                perf_iops=new.perf_iops,
+                perf_iops=None if storage_class.is_thick else new.perf_iops,
                 storage_class=storage_class.name,
                 status=CREATING,
                 tags=new.tags,
@@ -91,14 +98,20 @@ class Volumes:
             )
             storage_class.check_overcommit(tx, pool, volume.size_bytes)
             tx.add_volume(volume)
-            args: dict[str, object] = {"from_disk": None if source is None else source.disk}
-            intent = tx.add_intent(Verb.CREATE_VOLUME, volume_id, storage_class.name, "", args)
             remember_answer(tx, volume, remember)
-            return volume, intent
+            return volume, _journal_create(tx, storage_class, volume, source)
 
-        volume, intent = await self._catalog.write("volume creating", begin)
-        self._operations.submit(intent)
+        async with self._trash.room(storage_class, "volume", volume_id, needs_bytes) as pool:
+            volume, work = await self._catalog.write("volume creating", lambda tx: begin(tx, pool))
+        self._submit(work)
         return volume
+
+    def _submit(self, work: Intent | Job) -> None:
+        """Begin what was journalled."""
+        if isinstance(work, Job):
+            self._jobs.submit(work.id)
+        else:
+            self._operations.submit(work)
 
     async def get(self, volume_id: str, *, include_deleted: bool = False) -> Volume:
         """The volume as it is now; its status is `in_use` while its device is open."""
@@ -132,17 +145,20 @@ class Volumes:
         `updating` and the old values, and comes into force a moment later.
 
         Raises:
-            InvalidArguments: a smaller size, or a change of performance in a passing state.
+            InvalidArguments: a smaller size; a change of performance in a passing state, or in a
+                thick class.
             TransientState: another change is under way.
-            NoRoom: the pool is promised too often.
+            NoRoom: the pool is promised too often; thick: too little is free.
         """
         before = await self.get(volume_id)
         storage_class = self._classes[before.storage_class]
-        grows = change.size_bytes is not None and change.size_bytes > before.size_bytes
-        pool = await self._trash.pool_with_room(storage_class, "volume") if grows else None
+        if storage_class.is_thick and change.perf_iops is not None:
+            help_text = f"volumes of class {storage_class.name} have no perf_iops"
+            raise InvalidArguments.one("perf_iops", "constraint", help_text)
+        job_id = new_id()
 
-        def begin(tx: Transaction) -> tuple[Volume, Intent | None]:
-            volume = _living(tx, volume_id)
+        def begin(tx: Transaction, pool: PoolUse | None) -> tuple[Volume, Intent | Job | None]:
+            volume = living_volume(tx, volume_id)
             size_bytes = _larger_size(volume, change.size_bytes)
             perf_iops = None if change.perf_iops == volume.perf_iops else change.perf_iops
             if perf_iops is not None and volume.status is not AVAILABLE:
@@ -155,22 +171,34 @@ class Volumes:
                 tags=volume.tags if change.tags is None else change.tags,
                 updated_at=now_timestamp(),
             )
-            intent = None
+            work: Intent | Job | None = None
             if size_bytes is not None or perf_iops is not None:
                 status = move("volume", volume_id, volume.status, Event.CHANGE)
                 volume = replace(volume, status=status, error=None)
                 if pool is not None and size_bytes is not None:
                     storage_class.check_overcommit(tx, pool, size_bytes - volume.size_bytes)
                 args: dict[str, object] = {"size_bytes": size_bytes, "perf_iops": perf_iops}
-                intent = tx.add_intent(
-                    Verb.CHANGE_VOLUME, volume_id, volume.storage_class, "", args
-                )
+                if storage_class.is_thick:
+                    work = volume_job(job_id, JobKind.GROW, volume, None, args)
+                    tx.jobs.add(work)
+                else:
+                    verb = Verb.CHANGE_VOLUME
+                    work = tx.add_intent(verb, volume_id, volume.storage_class, "", args)
             tx.put_volume(volume)
-            return volume, intent
+            return volume, work
 
-        volume, intent = await self._catalog.write("volume changing", begin)
-        if intent is not None:
-            self._operations.submit(intent)
+        if change.size_bytes is not None and change.size_bytes > before.size_bytes:
+            new, old = map(
+                storage_class.driver.volume_bytes, (change.size_bytes, before.size_bytes)
+            )
+            async with self._trash.room(storage_class, "volume", job_id, new - old) as pool:
+                volume, work = await self._catalog.write(
+                    "volume changing", lambda tx: begin(tx, pool)
+                )
+        else:
+            volume, work = await self._catalog.write("volume changing", lambda tx: begin(tx, None))
+        if work is not None:
+            self._submit(work)
         return self._seen(volume)
 
     async def delete(self, volume_id: str) -> None:
@@ -191,7 +219,7 @@ class Volumes:
         await driver.disconnect(volume_id)
 
         def throw(tx: Transaction) -> Intent | None:
-            row = _living(tx, volume_id)
+            row = living_volume(tx, volume_id)
             status = move("volume", volume_id, row.status, Event.DELETE)
             now = now_timestamp()
             # From here on `error` means that there are no bytes to bring back.
@@ -219,7 +247,7 @@ class Volumes:
         driver = self._classes[volume.storage_class].driver
 
         def restore(tx: Transaction) -> Volume:
-            row = _deleted(tx, volume_id)
+            row = deleted_volume(tx, volume_id)
             event = Event.UNDELETE if row.error is None else Event.UNDELETE_BROKEN
             status = move("volume", volume_id, row.status, event)
             row = replace(row, status=status, deleted_at=None, updated_at=now_timestamp())
@@ -228,7 +256,7 @@ class Volumes:
             return row
 
         async with driver.turn():  # behind an erasure of it that has begun, which wins
-            row = await self._catalog.read(lambda tx: _deleted(tx, volume_id))
+            row = await self._catalog.read(lambda tx: deleted_volume(tx, volume_id))
             if row.error is None:
                 await driver.connect(front_of(row))
             try:
@@ -243,8 +271,10 @@ class Volumes:
         In a turn, so behind whatever else was under way with this volume.
         """
         async with driver.turn():
-            row = await self._catalog.read(lambda tx: tx.volume(volume_id))
-            if row is not None and row.status in (AVAILABLE, UPDATING):
+            row, reverting = await self._catalog.read(
+                lambda tx: (tx.volume(volume_id), tx.disks.is_reverting(volume_id))
+            )
+            if row is not None and row.status in (AVAILABLE, UPDATING) and not reverting:
                 await driver.connect(front_of(row))
 
     async def revert(
@@ -263,46 +293,9 @@ class Volumes:
             InUse: the volume's device is open.
             PreconditionFailed: the snapshot is of another volume, or in error.
             TransientState: either is not at rest.
-            NoRoom: the pool is too full.
+            NoRoom: the pool is too full; thick: too little is free for what the merge overwrites.
         """
-        volume = await self.get(volume_id)
-        storage_class = self._classes[volume.storage_class]
-        await self._trash.pool_with_room(storage_class, "snapshot")
-        revert_id = new_id()
-
-        def begin(tx: Transaction) -> tuple[Volume, Intent]:
-            row = _living(tx, volume_id)
-            snapshot = readable_snapshot(tx, snapshot_id)
-            if snapshot.volume_id != volume_id:
-                raise PreconditionFailed(
-                    "resource_not_usable",
-                    f"snapshot {snapshot_id} was not taken of volume {volume_id}: "
-                    "create a volume from it instead",
-                )
-            status = move("volume", volume_id, row.status, Event.CHANGE)
-            if storage_class.driver.is_open(volume_id):
-                raise InUse(volume_id, "revert")
-            row = replace(row, status=status, error=None, updated_at=now_timestamp())
-            tx.put_volume(row)
-            intent = tx.add_intent(
-                Verb.REVERT_VOLUME,
-                volume_id,
-                row.storage_class,
-                PREPARE,
-                {
-                    "from_disk": snapshot.disk,
-                    "old_disk": row.disk,
-                    "new_disk": disk_name(revert_id),
-                    "keep_id": new_id() if keep_previous else None,
-                    "keep_name": f"{row.name[:200]} before revert {now_timestamp()[:19]}Z",
-                },
-            )
-            remember_answer(tx, row, remember)
-            return row, intent
-
-        volume, intent = await self._catalog.write("volume reverting", begin)
-        self._operations.submit(intent)
-        return volume
+        return await self._reverts.begin(volume_id, snapshot_id, keep_previous, remember)
 
     async def device(self, volume_id: str) -> Device:
         """Where the volume's bytes are.
@@ -318,17 +311,17 @@ class Volumes:
             raise PreconditionFailed("resource_not_usable", f"volume {volume_id}: {volume.error}")
         return self._classes[volume.storage_class].driver.device(front_of(volume))
 
-    async def _class_for(self, new: NewVolume) -> StorageClass:
-        """The class asked for; a snapshot's own when it is made from one."""
+    async def _class_for(self, new: NewVolume) -> tuple[StorageClass, int]:
+        """The class asked for, a snapshot's own when it is made from one; and the size."""
         if new.snapshot_id is None:
-            return self._classes.asked(new.storage_class)
+            return self._classes.asked(new.storage_class), new.size_bytes or 0
         snapshot_id = new.snapshot_id
         source = await self._catalog.read(lambda tx: readable_snapshot(tx, snapshot_id))
         if new.storage_class not in (None, source.storage_class):
             raise InvalidArguments.one(
                 "class", "constraint", f"class must be the snapshot's: {source.storage_class}"
             )
-        return self._classes[source.storage_class]
+        return self._classes[source.storage_class], _clone_size(source, new.size_bytes)
 
     def _seen(self, volume: Volume) -> Volume:
         return _shown(volume, volume.status is AVAILABLE and self._classes.is_open(*_front(volume)))
@@ -342,20 +335,16 @@ def _shown(volume: Volume, is_open: bool) -> Volume:
     return replace(volume, status=seen_status(volume.status, is_open=True)) if is_open else volume
 
 
-def _living(tx: Transaction, volume_id: str) -> Volume:
-    volume = tx.volume(volume_id)
-    if volume is None or volume.status is DELETED:
-        raise NotFound("volume", volume_id)
-    return volume
-
-
-def _deleted(tx: Transaction, volume_id: str) -> Volume:
-    volume = tx.volume(volume_id)
-    if volume is None:
-        raise NotFound("volume", volume_id)
-    if volume.status is not DELETED:
-        raise PreconditionFailed("resource_not_usable", f"volume {volume_id} is not deleted")
-    return volume
+def _journal_create(
+    tx: Transaction, storage_class: StorageClass, volume: Volume, source: Snapshot | None
+) -> Intent | Job:
+    args: dict[str, object] = {"from_disk": None if source is None else source.disk}
+    if not storage_class.is_thick:
+        return tx.add_intent(Verb.CREATE_VOLUME, volume.id, storage_class.name, "", args)
+    kind = JobKind.CREATE if source is None else JobKind.CLONE
+    job = volume_job(new_id(), kind, volume, None if source is None else source.id, {})
+    tx.jobs.add(job)
+    return job
 
 
 def _clone_size(source: Snapshot, asked_bytes: int | None) -> int:

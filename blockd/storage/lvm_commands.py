@@ -3,7 +3,7 @@
 An LVM command is never signalled: killed half-way it may leave devices suspended and metadata
 that only a person can repair. At a deadline we leave, it keeps the queue, and its end is awaited.
 
-Source: lvcreate(8), lvremove(8), lvchange(8), lvextend(8), lvs(8), LVM 2.03.16.
+Source: lvcreate(8), lvremove(8), lvchange(8), lvextend(8), lvconvert(8), lvs(8), LVM 2.03.16.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from blockd.host.command import Child, Output, find_tool
 from blockd.storage.lvm_report import (
     LV_FIELDS,
     PV_FIELDS,
+    VG_FIELDS,
     LogicalVolume,
     PhysicalVolume,
+    VolumeGroup,
     parse_lvs,
     parse_pvs,
-    parse_vg_bytes,
+    parse_vg,
 )
 from blockd.storage.vg_queue import VgQueue
 
@@ -100,7 +102,68 @@ class LvmCommands:
             *("--addtag", tag, "--name", lv, f"{self.vg}/{origin}"),
         )
 
+    async def create_linear(self, lv: str, size_bytes: int, tag: str) -> None:
+        """A plain LV, active; what was on the disk shows in it."""
+        await self._change(
+            "lvcreate",
+            *("--type", "linear", "--size", f"{size_bytes}b", "--zero", "n"),
+            *("--wipesignatures", "n", "--setautoactivation", "n", "--activate", "y"),
+            *("--addtag", tag, "--name", lv, self.vg),
+        )
+
+    async def snapshot_cow(
+        self,
+        lv: str,
+        origin: str,
+        tag: str,
+        store_bytes: int,
+        chunk_bytes: int,
+        *,
+        timeout_s: float | None = None,
+    ) -> None:
+        """A read-only classic snapshot with a store of its own; active, as its origin is."""
+        # Not `_change`, which looks for disks: the origin's front is suspended meanwhile.
+        await self._run(
+            "lvcreate",
+            *("--yes", "--snapshot", "--permission", "r", "--chunksize", f"{chunk_bytes}b"),
+            *("--size", f"{store_bytes}b", "--addtag", tag, "--name", lv, f"{self.vg}/{origin}"),
+            timeout_s=timeout_s,
+        )
+
     # changing
+
+    async def extend_in_metadata(self, lv: str, size_bytes: int) -> None:
+        """As `extend`, but the kernel does not hear of it before `refresh`.
+
+        The only way with an origin in use: `lvextend` refuses one that it sees active ("can be
+        resized only while inactive"), and without activation it does not look. Its snapshots keep
+        their length (docs/decisions/0010-thick.md).
+        """
+        await self._change(
+            "lvextend",
+            *("--config", "global{activation=0}", "--size", f"{size_bytes}b", f"{self.vg}/{lv}"),
+        )
+
+    async def refresh(self, lv: str) -> None:
+        """Give the kernel the tables that the metadata say; starts a merge that is due."""
+        await self._change("lvchange", "--refresh", "--poll", "n", f"{self.vg}/{lv}")
+
+    async def mark_for_merging(self, snapshot: str) -> None:
+        """A classic snapshot is to be merged at the next `refresh` or activation of its origin.
+
+        The caller holds the origin open, or else LVM would start the merge at once, and a process
+        of its own that polls it until it is done.
+        """
+        await self._change("lvconvert", "--merge", f"{self.vg}/{snapshot}")
+
+    async def forget_merged(self, origin: str) -> None:
+        """Remove the snapshot that the kernel has merged; passes when there is none.
+
+        What lvmpolld would call (lvm2, tools/lvpoll.c). It waits while the merge goes on.
+        """
+        await self._change(
+            "lvpoll", "--polloperation", "merge", "--interval", "0", f"{self.vg}/{origin}"
+        )
 
     async def extend(self, lv: str, size_bytes: int) -> None:
         """To at least `size_bytes`; LVM refuses when it is no larger than it was."""
@@ -118,18 +181,25 @@ class LvmCommands:
         """All in one process."""
         await self._change(
             "lvchange",
-            *("--activate", "y", "--ignoreactivationskip"),
+            # Without polling: a merge that goes on by activation is watched by us.
+            *("--activate", "y", "--ignoreactivationskip", "--poll", "n"),
             *(f"{self.vg}/{lv}" for lv in lvs),
         )
 
-    async def remove(self, lvs: Sequence[str], tag: str) -> None:
+    async def remove(self, lvs: Sequence[str], tag: str, *, but_origins: bool = False) -> None:
         """Those of `lvs` that bear `tag`, in one process; others, and absent ones, are passed over.
 
         LVM itself compares the tags, under its lock: no name alone can cost anybody an LV. It goes
         on past those it cannot remove, and says so at the end.
+
+        Args:
+            but_origins: pass over those with a classic snapshot, which `lvremove` would take along.
         """
         names = " || ".join(f'lv_name="{lv}"' for lv in lvs)
-        await self._change("lvremove", "--select", f'lv_tags={{"{tag}"}} && ({names})', self.vg)
+        spared = ' && lv_role!="thickorigin"' if but_origins else ""
+        await self._change(
+            "lvremove", "--select", f'lv_tags={{"{tag}"}} && ({names}){spared}', self.vg
+        )
 
     # making a volume group
 
@@ -170,10 +240,10 @@ class LvmCommands:
         output = await self._run("pvs", *_JSON, "--options", PV_FIELDS)
         return parse_pvs(output.stdout)
 
-    async def vg_bytes(self) -> tuple[int, int]:
-        """Free bytes and extent size of the volume group."""
-        output = await self._run("vgs", *_JSON, "--options", "vg_free,vg_extent_size", self.vg)
-        return parse_vg_bytes(output.stdout)
+    async def vg_facts(self) -> VolumeGroup:
+        """Size and free space of the volume group."""
+        output = await self._run("vgs", *_JSON, "--options", VG_FIELDS, self.vg)
+        return parse_vg(output.stdout)
 
     async def find_disks(self) -> None:
         """Look again which disks hold our volume groups."""

@@ -16,14 +16,23 @@ Row = TypeVar("Row")
 
 LV_FIELDS: Final = (
     "lv_name,lv_uuid,vg_uuid,lv_size,lv_tags,lv_attr,segtype,pool_lv,lv_permissions,zero,"
-    "chunk_size,thin_id"
+    "chunk_size,thin_id,origin,origin_size,lv_merging"
 )
+VG_FIELDS: Final = "vg_uuid,vg_size,vg_free,vg_extent_size"
 PV_FIELDS: Final = "pv_name,vg_name"
 
 
 @dataclass(frozen=True, slots=True)
 class LogicalVolume:
-    """One LV. `kind` is LVM's segment type: `thin`, `thin-pool`, `linear`…"""
+    """One LV.
+
+    Attributes:
+        size_bytes: what it takes: of a classic snapshot, its store's size.
+        kind: LVM's segment type: `thin`, `thin-pool`, `linear`…
+        origin: of a classic or thin snapshot, else empty.
+        origin_bytes: how much of a classic snapshot's origin it pictures; 0 of all others.
+        is_merging: a classic snapshot that is being merged, or its origin.
+    """
 
     name: str
     uuid: str
@@ -35,6 +44,19 @@ class LogicalVolume:
     writable: bool
     zeroes: bool
     chunk_bytes: int
+    origin: str = ""
+    origin_bytes: int = 0
+    is_merging: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeGroup:
+    """One volume group, in bytes; `free_bytes` is what no LV has."""
+
+    uuid: str
+    size_bytes: int
+    free_bytes: int
+    extent_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +73,7 @@ def parse_lvs(report: bytes) -> list[LogicalVolume]:
     Raises:
         StorageError: it is not what LVM writes.
     """
-    return _rows(
+    lvs = _rows(
         report,
         "lv",
         lambda row: LogicalVolume(
@@ -65,8 +87,14 @@ def parse_lvs(report: bytes) -> list[LogicalVolume]:
             writable=row["lv_permissions"].startswith("writeable"),
             zeroes=row["zero"] == "zero",
             chunk_bytes=int(row["chunk_size"] or 0),
+            origin=row["origin"].strip("[]"),
+            # Thin snapshots have one, too, but take nothing of it.
+            origin_bytes=int(row["origin_size"] or 0) if not row["pool_lv"] else 0,
+            is_merging=bool(row["lv_merging"]),
         ),
     )
+    # With `segtype` asked for, LVM has a row for each segment: one that has grown comes again.
+    return list({lv.uuid: lv for lv in lvs}.values())
 
 
 def parse_pvs(report: bytes) -> list[PhysicalVolume]:
@@ -74,10 +102,16 @@ def parse_pvs(report: bytes) -> list[PhysicalVolume]:
     return _rows(report, "pv", lambda row: PhysicalVolume(row["pv_name"], row["vg_name"]))
 
 
-def parse_vg_bytes(report: bytes) -> tuple[int, int]:
-    """Parse `vgs` with `vg_free,vg_extent_size`."""
-    (sizes,) = _rows(report, "vg", lambda row: (int(row["vg_free"]), int(row["vg_extent_size"])))
-    return sizes
+def parse_vg(report: bytes) -> VolumeGroup:
+    """Parse `vgs` with `VG_FIELDS`."""
+    (group,) = _rows(
+        report,
+        "vg",
+        lambda row: VolumeGroup(
+            row["vg_uuid"], int(row["vg_size"]), int(row["vg_free"]), int(row["vg_extent_size"])
+        ),
+    )
+    return group
 
 
 def _rows(report: bytes, kind: str, read: Callable[[dict[str, str]], Row]) -> list[Row]:

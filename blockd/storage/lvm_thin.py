@@ -1,30 +1,27 @@
 """The class `sbs`: thin LVs of one pool. Implements `service.ports.StorageDriver`.
 
-One LVM process per change, none per read. An LV is ours if it bears the catalog's tag and the
-caller names it, who knows it from the catalog; LVs of others in the volume group are never touched.
+One LVM process per change, none per read.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from blockd.domain.allocation import Allocation
 from blockd.domain.effects import SideEffects
-from blockd.domain.errors import InUse, StartError, StorageError, StorageOverdue
+from blockd.domain.errors import StartError, StorageError
 from blockd.domain.front import FrontSpec
 from blockd.domain.pool import PoolUse
-from blockd.domain.units import SECTOR_BYTES
-from blockd.domain.volume import Device, OpenDisk
 from blockd.host.command import Companion
-from blockd.storage.dm import DeviceMapper, lv_device_name, lv_of_device_name
-from blockd.storage.fronts import Fronts, Lower, front_owner
+from blockd.storage.dm import DeviceMapper
+from blockd.storage.fronts import Fronts, front_owner
+from blockd.storage.instant import InstantDisks
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
-from blockd.storage.lvm_report import LogicalVolume
+from blockd.storage.lvm_disks import ClassSettings, LvmDisks
 from blockd.storage.pool_status import PoolStatus, parse_pool_status
 from blockd.storage.thin_reading import ThinReading
 from blockd.storage.vg_queue import VgQueue
@@ -32,29 +29,17 @@ from blockd.storage.vg_queue import VgQueue
 _STATUS_DEADLINE_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class ThinSettings:
-    """Where a class lives and how patient it is.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThinSettings(ClassSettings):
+    """And in which pool of the volume group."""
 
-    Attributes:
-        name: the class's, e.g. `sbs`.
-        system_dir: holds our `lvm.conf`.
-        udev: whether udevd runs.
-        command_timeout_s: after this an LVM command is overdue; it is never killed.
-        max_suspend_s: the longest a volume may stand still for a snapshot.
-    """
-
-    name: str
-    vg: str
     pool: str
-    system_dir: Path
-    udev: bool
-    command_timeout_s: float
-    max_suspend_s: float
 
 
-class LvmThin:
+class LvmThin(InstantDisks, LvmDisks):
     """See the port for what each method promises."""
+
+    _reading: ThinReading
 
     def __init__(
         self,
@@ -65,23 +50,18 @@ class LvmThin:
         mapper: DeviceMapper,
         queue: VgQueue,
     ) -> None:
-        self._settings, self._lvm, self._fronts, self._mapper = settings, lvm, fronts, mapper
-        self._queue = queue
+        super().__init__(settings.vg, catalog_id, lvm, fronts, mapper, queue)
+        self._settings = settings
         self._reading = ThinReading(
             settings.vg, settings.pool, lvm, mapper, queue.turn, self._lower
         )
-        self._tag = f"blockd.{catalog_id}"
         self._status_threads = ThreadPoolExecutor(2, "pool-status")
         self._pool_uuid = ""
         self._chunk_bytes = 0
-        self.vg_uuid = ""
 
     def close(self) -> None:
         """Let go of the threads."""
         self._status_threads.shutdown(wait=False)
-
-    def turn(self) -> AbstractAsyncContextManager[None]:
-        return self._queue.turn()
 
     # disks
 
@@ -123,100 +103,14 @@ class LvmThin:
         if (await self._lower(disk)).size_bytes < size_bytes:
             await self._lvm.extend(disk, size_bytes)
 
-    async def seal(self, disk: str) -> None:
-        try:
-            await self._lvm.seal(disk)
-        except LvmFailed:
-            found = await self._found(disk)
-            if found is None or found.writable:
-                raise
-            await self._lvm.deactivate([disk])
-
     async def erase(self, disks: Sequence[str]) -> None:
         if disks:
             await self._lvm.remove(disks, self._tag)
 
-    async def disks(self) -> Mapping[str, int]:
-        return {lv.name: lv.size_bytes for lv in await self._lvm.lvs() if self._ours(lv)}
-
-    async def _make(self, disk: str, make: Callable[[], Awaitable[None]]) -> None:
-        """Run `make`; if that fails, remove what an earlier attempt left, and try once more."""
-        try:
-            await make()
-        except StorageOverdue:
-            raise
-        except StorageError as err:
-            if isinstance(err, LvmFailed) and err.misses_disks:
-                await self._lvm.find_disks()
-                await make()
-                return
-            remains = await self._found(disk)
-            if remains is None:
-                raise
-            if not self._ours(remains):
-                raise StorageError(
-                    f"LV {self._settings.vg}/{disk} exists and is not blockd's: rename or remove it"
-                ) from None
-            await self._lvm.remove([disk], self._tag)
-            await make()
-
-    async def _found(self, disk: str) -> LogicalVolume | None:
-        return next((lv for lv in await self._lvm.lvs() if lv.name == disk), None)
-
-    def _ours(self, lv: LogicalVolume) -> bool:
-        return self._tag in lv.tags
-
     # reading and writing them ourselves
-
-    def reading(self, disk: str) -> AbstractAsyncContextManager[OpenDisk]:
-        return self._reading.reading(disk)
-
-    def writing(self, disk: str) -> AbstractAsyncContextManager[OpenDisk]:
-        return self._reading.writing(disk)
 
     async def allocation(self, disk: str, size_bytes: int) -> Allocation | None:
         return await self._reading.allocation(disk, size_bytes, self._pool_uuid)
-
-    # fronts
-
-    async def connect(self, front: FrontSpec) -> None:
-        lower = await self._lower(front.disk)
-        await self._fronts.connect(front.volume_id, lower, front.size_bytes)
-
-    async def disconnect(self, volume_id: str) -> None:
-        await self._fronts.disconnect(volume_id)
-
-    async def swap(self, front: FrontSpec) -> None:
-        lower = await self._lower(front.disk)
-        await self._fronts.swap(front.volume_id, lower, front.size_bytes)
-
-    async def disk_behind(self, volume_id: str) -> str | None:
-        number = self._fronts.number_behind(volume_id)
-        info = None if number is None else self._mapper.info_of_number(number)
-        return None if info is None else lv_of_device_name(self._settings.vg, info.name)
-
-    def is_open(self, volume_id: str) -> bool:
-        return self._fronts.is_open(volume_id)
-
-    def device(self, front: FrontSpec) -> Device:
-        return Device(str(self._fronts.path(front.volume_id)), front.size_bytes)
-
-    async def _lower(self, disk: str) -> Lower:
-        """The device of an LV, which is activated if it is not."""
-        lower = self._active(disk)
-        if lower is None:
-            await self._lvm.activate([disk])
-            lower = self._active(disk)
-        if lower is None:
-            raise StorageError(f"LV {self._settings.vg}/{disk} has no device after activation")
-        return lower
-
-    def _active(self, disk: str) -> Lower | None:
-        info = self._mapper.info_of_name(lv_device_name(self._settings.vg, disk))
-        if info is None or not info.has_table:
-            return None
-        sectors = sum(target.length_sectors for target in self._mapper.table(info.uuid))
-        return Lower(info.number, sectors * SECTOR_BYTES)
 
     # the pool
 
@@ -278,63 +172,19 @@ class LvmThin:
         if self._mapper.info(self._pool_uuid) is None:
             await self._lvm.activate([pool_name])
 
-    async def start(self, fronts: Sequence[FrontSpec]) -> list[str]:
+    async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> list[str]:
+        del hidden  # thin snapshots need no origin
         problems = await self._put_away_leftovers()
-        missing = [front.disk for front in fronts if self._active(front.disk) is None]
-        if missing:
-            problems += await self._activate_what_exists(missing)
-        wanted = {front.volume_id: front for front in fronts}
-        there = self._fronts.ours()
-        for volume_id, info in there.items():
-            if volume_id not in wanted and info.open_count == 0:
-                try:
-                    await self._fronts.disconnect(volume_id)
-                except (InUse, StorageError) as err:
-                    problems.append(f"front of no volume: {err}")
-        for volume_id, front in wanted.items():
-            lower = self._active(front.disk)
-            # A front over another disk is a revert's, cut short between swap and commit: the
-            # journal brings the catalog after it.
-            if lower is None:
-                problems.append(f"volume {volume_id}: its LV {front.disk} is missing or inactive")
-            elif self._fronts.number_behind(volume_id) in (None, lower.number):
-                try:
-                    await self._fronts.connect(volume_id, lower, front.size_bytes)
-                except (StorageError, OSError) as err:
-                    problems.append(f"volume {volume_id}: {err}")
-        return problems
+        return problems + await self._start_fronts(fronts, ())
 
     async def _put_away_leftovers(self) -> list[str]:
         """What a crash left of a disk being read; whoever needs one of them activates it again."""
         try:
             if (await self._pool_status()).holds_snapshot:
                 await self._reading.release_leftover(self._pool_uuid)
-            if active := self._reading.left_active():
-                disks = {
-                    lv_device_name(self._settings.vg, disk): disk for disk in await self.disks()
-                }
-                if ours := [disks[info.name] for info in active if info.name in disks]:
-                    await self._lvm.deactivate(ours)
         except StorageError as err:
             return [str(err)]
-        return []
-
-    async def _activate_what_exists(self, disks: Sequence[str]) -> list[str]:
-        """All in one process; one more if that fails because some are gone.
-
-        LVM goes on past an LV that it cannot activate, so what is left is told and no more.
-        """
-        try:
-            await self._lvm.activate(disks)
-        except LvmFailed:
-            there = await self.disks()
-            present = [disk for disk in disks if disk in there and self._active(disk) is None]
-            try:
-                if present:
-                    await self._lvm.activate(present)
-            except LvmFailed as err:
-                return [str(err)]
-        return []
+        return await self._put_away_left_active()
 
 
 @asynccontextmanager

@@ -51,7 +51,8 @@ async def make_pool(lvm: LvmCommands, pool: str, devices: Sequence[str]) -> str:
                     f"there is no volume group {lvm.vg}: name the devices to make it on"
                 )
             await lvm.create_vg(devices)
-        free_bytes, extent_bytes = await lvm.vg_bytes()
+        group = await lvm.vg_facts()
+        free_bytes, extent_bytes = group.free_bytes, group.extent_bytes
         # A hundredth stays free for the pool's spare metadata and for repairs.
         metadata_bytes = pool_metadata_bytes(free_bytes)
         size_bytes = (free_bytes - 2 * metadata_bytes) * 99 // 100
@@ -65,3 +66,31 @@ async def make_pool(lvm: LvmCommands, pool: str, devices: Sequence[str]) -> str:
     except StorageError as err:
         raise StartError(str(err)) from err
     return f"{lvm.vg}/{pool} made: {format_size(size_bytes)}"
+
+
+async def make_group(lvm: LvmCommands, devices: Sequence[str]) -> str:
+    """Make the volume group of a thick class, if it is missing; answers what was done.
+
+    Raises:
+        StartError: LVM refuses, e.g. because a device holds something.
+    """
+    try:
+        await lvm.lvs()
+    except LvmFailed:
+        done = "made"
+    else:
+        done = "exists"
+    try:
+        if done == "made":
+            if not devices:
+                raise StartError(
+                    f"there is no volume group {lvm.vg}: name the devices to make it on"
+                )
+            await lvm.create_vg(devices)
+        group = await lvm.vg_facts()
+    except StorageError as err:
+        raise StartError(str(err)) from err
+    return (
+        f"volume group {lvm.vg} {done}: {format_size(group.size_bytes)}, "
+        f"{format_size(group.free_bytes)} free; a thick class needs no pool"
+    )

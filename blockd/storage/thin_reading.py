@@ -1,27 +1,23 @@
-"""Reading the disks of a thin pool ourselves: activation for as long as somebody reads, and which
-chunks a disk has.
+"""Reading the disks of a thin pool ourselves, and which chunks a disk has.
 
 dm-thin's metadata can be read while the pool is in use from a snapshot that the kernel keeps of
-them, one at a time (Linux, thin-provisioning.rst, `reserve_metadata_snap`). A crash may leave a
-disk active, or the snapshot reserved: both are put right at the next start.
+them, one at a time (Linux, thin-provisioning.rst, `reserve_metadata_snap`). A crash may leave it
+reserved, which is put right at the next start.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
 import structlog
 
 from blockd.domain.allocation import Allocation
 from blockd.domain.errors import StorageError
-from blockd.domain.volume import OpenDisk
 from blockd.host.command import find_tool, lines_of
-from blockd.host.uevents import wait_for_node
-from blockd.storage.dm import DeviceInfo, DeviceMapper, lv_device_name
+from blockd.storage.disk_reading import DiskReading
+from blockd.storage.dm import DeviceMapper, lv_device_name
 from blockd.storage.fronts import Lower
 from blockd.storage.lvm_commands import LvmCommands
 from blockd.storage.thin_dump import ThinDump
@@ -31,7 +27,7 @@ log = structlog.get_logger()
 _SILENCE_S = 60.0
 
 
-class ThinReading:
+class ThinReading(DiskReading):
     """The disks of one class that are open for reading. Raises StartError without thin_dump."""
 
     def __init__(
@@ -44,31 +40,10 @@ class ThinReading:
         lower: Callable[[str], Awaitable[Lower]],
     ) -> None:
         """`lower` is the driver's: the device of a disk, activated within a turn if need be."""
-        self._vg, self._pool, self._lvm, self._mapper = vg, pool, lvm, mapper
-        self._turn, self._lower = turn, lower
+        super().__init__(vg, lvm, mapper, turn, lower)
+        self._pool = pool
         self._thin_dump = find_tool("thin_dump", "thin-provisioning-tools")
-        self._readers: Counter[str] = Counter()
         self._metadata_snapshot = asyncio.Lock()
-
-    @asynccontextmanager
-    async def reading(self, disk: str) -> AsyncIterator[OpenDisk]:
-        """See the port."""
-        self._readers[disk] += 1
-        try:
-            async with self._turn():
-                lower = await self._lower(disk)
-            yield await self._opened(lower)
-        finally:
-            self._readers[disk] -= 1
-            # Not to be cancelled: who leaves, however, leaves the disk put away.
-            await asyncio.shield(self._put_away(disk))
-
-    @asynccontextmanager
-    async def writing(self, disk: str) -> AsyncIterator[OpenDisk]:
-        """See the port. The disk stays active: `seal` puts it away."""
-        async with self._turn():
-            lower = await self._lower(disk)
-        yield await self._opened(lower)
 
     async def allocation(self, disk: str, size_bytes: int, pool_uuid: str) -> Allocation:
         """See the port. Costs no LVM process."""
@@ -107,24 +82,3 @@ class ThinReading:
         if target.kind != "thin" or len(fields) != 2:
             raise StorageError(f"LV {self._vg}/{disk} is no thin volume with one parent")
         return fields[1]
-
-    async def _opened(self, lower: Lower) -> OpenDisk:
-        node = Path(f"/dev/dm-{lower.number.partition(':')[2]}")
-        await wait_for_node(node)
-        return OpenDisk(str(node), lower.size_bytes)
-
-    async def _put_away(self, disk: str) -> None:
-        try:
-            async with self._turn():
-                # Asked only now: somebody may have come to read it while this waited.
-                if not self._readers[disk]:
-                    del self._readers[disk]
-                    await self._lvm.deactivate([disk])
-        except StorageError as err:
-            log.warning("a disk stays active until the next start", disk=disk, reason=str(err))
-
-    def left_active(self) -> list[DeviceInfo]:
-        """Active, read-only and closed devices with names of ours, snapshots all: no process."""
-        prefix = lv_device_name(self._vg, "blockd-")
-        devices = self._mapper.devices(prefix)
-        return [info for info in devices if info.read_only and info.open_count == 0]

@@ -1,11 +1,16 @@
-"""One change at a time in a volume group, first come, first served."""
+"""One change at a time in a volume group, first come, first served.
+
+But what cannot wait goes before what can: a copy-on-write store that runs full while its growth
+stands in the queue costs a snapshot.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 
 class VgQueue:
@@ -13,23 +18,51 @@ class VgQueue:
 
     def __init__(self, waited: Callable[[float], None]) -> None:
         """`waited` is told, for each turn, how many seconds it was waited for."""
-        self._lock = asyncio.Lock()
+        self._is_held = False
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._urgent: deque[asyncio.Future[None]] = deque()
         self._waited = waited
         self._keeper: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Hold the volume group for the length of the block."""
+    async def turn(self, *, urgent: bool = False) -> AsyncIterator[None]:
+        """Hold the volume group for the length of the block; `urgent` goes before all others."""
         began = time.monotonic()
-        await self._lock.acquire()
+        await self._acquire(self._urgent if urgent else self._waiting)
         self._waited(time.monotonic() - began)
         try:
             yield
         finally:
             if self._keeper is None:
-                self._lock.release()
+                self._release()
             else:
                 self._keeper.add_done_callback(lambda _: self._freed())
+
+    async def _acquire(self, line: deque[asyncio.Future[None]]) -> None:
+        if not self._is_held:
+            self._is_held = True
+            return
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        line.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.cancelled():
+                with suppress(ValueError):
+                    line.remove(place)
+            else:  # it was given to us in the same moment
+                self._release()
+            raise
+
+    def _release(self) -> None:
+        """Hand over to whoever is first; nobody can come in between."""
+        for line in (self._urgent, self._waiting):
+            while line:
+                place = line.popleft()
+                if not place.done():  # one that is done was cancelled and has not left yet
+                    place.set_result(None)
+                    return
+        self._is_held = False
 
     def keep_until(self, end: Awaitable[object]) -> None:
         """The present turn does not end before `end`: an LVM command outlived its deadline."""
@@ -45,4 +78,4 @@ class VgQueue:
 
     def _freed(self) -> None:
         self._keeper = None
-        self._lock.release()
+        self._release()

@@ -30,13 +30,14 @@ from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.host import Host, Tenancy
 from blockd.service.job_steps import JobSteps
 from blockd.service.jobs import Jobs
+from blockd.service.losses import Losses
 from blockd.service.operations import Operations
 from blockd.service.snapshots import Snapshots
 from blockd.service.transfers import Transfers
 from blockd.service.trash import Trash
 from blockd.service.volumes import Volumes
 from tests.support.file_driver import FileDriver
-from tests.support.service import file_config
+from tests.support.service import DRIVERS, file_config
 
 ZONE: Final = "xx-lab-1"
 PROJECT: Final = "11111111-1111-4111-8111-111111111111"
@@ -131,6 +132,8 @@ class Rig:
     driver: FileDriver
     trash: Trash
     operations: Operations
+    drivers: Mapping[str, FileDriver] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
     admit: Callable[[Peer], bool] = field(default=lambda peer: True)
 
     def admits(self, peer: Peer) -> bool:
@@ -140,14 +143,19 @@ class Rig:
 
 @asynccontextmanager
 async def service_over_files(
-    root: Path, object_storage: ObjectStorageSection | None = None
+    root: Path, object_storage: ObjectStorageSection | None = None, default_class: str = "sbs"
 ) -> AsyncIterator[tuple[Service, Rig]]:
-    """The service as the daemon wires it, with a directory of files as its class `sbs`."""
+    """The service as the daemon wires it, with directories of files as its two classes."""
     config = file_config(root).model_copy(update={"object_storage": object_storage})
     async with AsyncExitStack() as stack:
         catalog = await stack.enter_async_context(open_catalog(root / "catalog.db"))
-        driver = FileDriver(root / "sbs", capacity_bytes=1000 * GIB)
-        classes = StorageClasses({"sbs": StorageClass("sbs", driver, 10.0, 95.0)}, "sbs")
+        drivers = {
+            name: make(root / name, capacity_bytes=1000 * GIB) for name, make in DRIVERS.items()
+        }
+        driver = drivers[default_class]
+        classes = StorageClasses(
+            {name: StorageClass(name, each) for name, each in drivers.items()}, default_class
+        )
         operations = await stack.enter_async_context(Operations(catalog, classes, stop_s=5.0))
         trash = Trash(catalog, classes, operations, keep_s=3600.0)
         tenancy = Tenancy(ZONE, ORGANIZATION, PROJECT, frozenset({PROJECT, OTHER_PROJECT}))
@@ -156,23 +164,31 @@ async def service_over_files(
         steps = JobSteps(catalog, classes, images, operations)
         jobs = await stack.enter_async_context(Jobs(catalog, steps, concurrency=2, keep_s=3600.0))
         service = Service(
-            Volumes(*parts),
+            Volumes(*parts, jobs),
             Snapshots(*parts),
             Host(tenancy, classes, operations, jobs),
             Answers(catalog),
             Transfers(catalog, classes, trash, tenancy, images, jobs, max_import_bytes=100 * GIB),
         )
         nothing: Any = None
-        rig = Rig(nothing, nothing, root / "s", service, catalog, driver, trash, operations)
-        yield service, rig
+        rig = Rig(
+            nothing, nothing, root / "s", service, catalog, driver, trash, operations, drivers
+        )
+        losses = Losses(catalog, classes, operations, jobs, rig.lost.append)
+        listening = asyncio.create_task(losses.run())
+        try:
+            yield service, rig
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
 
 
 @asynccontextmanager
 async def served(
-    root: Path, object_storage: ObjectStorageSection | None = None
+    root: Path, object_storage: ObjectStorageSection | None = None, default_class: str = "sbs"
 ) -> AsyncIterator[Rig]:
     """The service, listening, with a client."""
-    async with service_over_files(root, object_storage) as (service, rig):
+    async with service_over_files(root, object_storage, default_class) as (service, rig):
         rig.app = make_app(service, _metrics, rig.admits)
         connector = aiohttp.UnixConnector(path=os.fspath(rig.socket))
         async with (

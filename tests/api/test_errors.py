@@ -248,7 +248,7 @@ async def test_full_pool_is_403_with_numbers(rig: Rig, prefix: str) -> None:
 async def test_unknown_class_is_400_on_class(api: Api, prefix: str) -> None:
     body = {"from_empty": {"size": MIB}, "class": "gold"}
     reply = await api("POST", f"{prefix}/volumes", body)
-    fault = invalid(("class", "constraint", "class must be one of: sbs"))
+    fault = invalid(("class", "constraint", "class must be one of: bssd, sbs"))
     assert (reply.status, reply.body) == (400, fault)
 
 

@@ -224,18 +224,22 @@ async def test_volume_types_are_paged_and_sorted(api: Api, prefix: str) -> None:
                 "type": name,
                 "pricing": None,
                 "snapshot_pricing": None,
-                "specs": {"class": "sbs", "perf_iops": iops},
+                "specs": {"class": storage_class, "perf_iops": iops},
                 "zone": "xx-lab-1",
             }
-            for name, iops in (("sbs_15k", 15000), ("sbs_5k", 5000))
+            for name, storage_class, iops in (
+                ("b_ssd", "bssd", None),
+                ("sbs_15k", "sbs", 15000),
+                ("sbs_5k", "sbs", 5000),
+            )
         ],
-        "total_count": 2,
+        "total_count": 3,
     }
-    params = {"page": "2", "page_size": "1"}
+    params = {"page": "2", "page_size": "2"}
     page = await api.ok("GET", f"{prefix}/volume-types", params=params)
-    assert page == {"volume_types": listed["volume_types"][1:], "total_count": 2}
+    assert page == {"volume_types": listed["volume_types"][2:], "total_count": 3}
     beyond = await api.ok("GET", f"{prefix}/volume-types", params={"page": "9" * 30})
-    assert beyond == {"volume_types": [], "total_count": 2}
+    assert beyond == {"volume_types": [], "total_count": 3}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 HOST = "/host/v1"
 
 
+TYPES = {"sbs": "sbs_5k", "bssd": "b_ssd"}
+
+
 def volume_shape(prefix: str, made: Any, **expected: Any) -> dict[str, Any]:
     """What a new volume must look like: these keys and no other."""
     assert UUID.fullmatch(made["id"])
@@ -76,25 +79,34 @@ def snapshot_shape(prefix: str, made: Any, volume: Any, **expected: Any) -> dict
     return shape
 
 
-async def test_volume_has_these_keys_and_no_other(api: Api, prefix: str) -> None:
+async def test_volume_has_these_keys_and_no_other(
+    api: Api, prefix: str, default_class: str
+) -> None:
     body = {"name": "v", "from_empty": {"size": MIB}}
     made = await api.ok("POST", f"{prefix}/volumes", body)
-    assert made == volume_shape(prefix, made)
+    iops = 5000 if default_class == "sbs" else None
+    expected: dict[str, Any] = {"specs": {"class": default_class, "perf_iops": iops}}
+    expected["type"] = TYPES[default_class]
+    assert made == volume_shape(prefix, made, **expected)
     assert type(made["size"]) is int
 
     seen = await api.settled(f"{prefix}/volumes/{made['id']}")
-    assert seen == volume_shape(prefix, made, status="available", updated_at=seen["updated_at"])
+    expected |= {"status": "available", "updated_at": seen["updated_at"]}
+    assert seen == volume_shape(prefix, made, **expected)
     assert await api.ok("GET", f"{prefix}/volumes") == {"volumes": [seen], "total_count": 1}
 
 
-async def test_snapshot_has_these_keys_and_no_other(api: Api, prefix: str) -> None:
+async def test_snapshot_has_these_keys_and_no_other(
+    api: Api, prefix: str, default_class: str
+) -> None:
     volume = await api.volume(name="v")
     body = {"name": "s", "volume_id": volume["id"]}
     made = await api.ok("POST", f"{prefix}/snapshots", body)
-    assert made == snapshot_shape(prefix, made, volume)
+    expected = {"class": default_class}
+    assert made == snapshot_shape(prefix, made, volume, **expected)
 
     seen = await api.settled(f"{prefix}/snapshots/{made['id']}")
-    expected = {"status": "available", "updated_at": seen["updated_at"]}
+    expected |= {"status": "available", "updated_at": seen["updated_at"]}
     assert seen == snapshot_shape(prefix, made, volume, **expected)
     listed = await api.ok("GET", f"{prefix}/snapshots")
     assert listed == {"snapshots": [seen], "total_count": 1}
@@ -148,17 +160,27 @@ async def test_public_is_said_and_changed_in_v1_alone(api: Api) -> None:
     assert "public" not in older
 
 
-async def test_growth_is_answered_updating_with_the_old_size(rig: Rig, prefix: str) -> None:
+async def test_growth_is_answered_updating_with_the_old_size(
+    rig: Rig, prefix: str, default_class: str
+) -> None:
     api, volume = rig.api, await rig.api.volume()
     rig.driver.gates["grow"] = gate = asyncio.Event()
     path = f"{prefix}/volumes/{volume['id']}"
-    body = {"size": str(2 * MIB), "perf_iops": 15000}
+    body: dict[str, Any] = {"size": str(2 * MIB)}
+    if default_class == "sbs":
+        body["perf_iops"] = 15000
     during = await api.ok("PATCH", path, body)
-    assert (during["status"], during["size"], during["type"]) == ("updating", MIB, "sbs_5k")
+    assert (during["status"], during["size"], during["type"]) == (
+        "updating",
+        MIB,
+        TYPES[default_class],
+    )
     gate.set()
     after = await api.settled(path)
-    assert (after["status"], after["size"], after["type"]) == ("available", 2 * MIB, "sbs_15k")
-    assert after["specs"] == {"class": "sbs", "perf_iops": 15000}
+    assert (after["status"], after["size"]) == ("available", 2 * MIB)
+    iops, type_ = (15000, "sbs_15k") if default_class == "sbs" else (None, "b_ssd")
+    assert after["type"] == type_
+    assert after["specs"] == {"class": default_class, "perf_iops": iops}
 
 
 async def test_same_size_is_accepted_and_changes_nothing(api: Api, prefix: str) -> None:
@@ -176,14 +198,20 @@ async def test_delete_is_204_without_a_body_and_typed_json(api: Api, prefix: str
         assert reply.headers["Content-Type"] == "application/json"
 
 
-async def test_parent_is_live_and_null_once_deleted(api: Api, prefix: str) -> None:
+async def test_parent_is_live_and_null_once_deleted(
+    api: Api, prefix: str, default_class: str
+) -> None:
     volume = await api.volume(name="before")
     snapshot = await api.snapshot(volume["id"])
     path = f"{prefix}/snapshots/{snapshot['id']}"
-    await api.ok("PATCH", f"{V1}/volumes/{volume['id']}", {"name": "after", "perf_iops": 15000})
+    change: dict[str, Any] = {"name": "after"}
+    if default_class == "sbs":
+        change["perf_iops"] = 15000
+    await api.ok("PATCH", f"{V1}/volumes/{volume['id']}", change)
     await api.settled(f"{V1}/volumes/{volume['id']}")
     parent = (await api.ok("GET", path))["parent_volume"]
-    assert (parent["name"], parent["type"]) == ("after", "sbs_15k")
+    type_ = "sbs_15k" if default_class == "sbs" else "b_ssd"
+    assert (parent["name"], parent["type"]) == ("after", type_)
     await api.ok("DELETE", f"{V1}/volumes/{volume['id']}")
     after = await api.ok("GET", path)
     assert after["parent_volume"] is None
@@ -254,8 +282,8 @@ async def test_revert_answers_updating_and_keeps_what_was_there(
 
 async def test_pools_are_told_in_bytes_and_paged(api: Api) -> None:
     pools = await api.ok("GET", f"{HOST}/pools")
-    (pool,) = pools["pools"]
-    assert pools["total_count"] == 1
+    pool, thick = pools["pools"]
+    assert pools["total_count"] == 2
     assert pool == {
         "class": "sbs",
         "name": "files/sbs",
@@ -265,8 +293,20 @@ async def test_pools_are_told_in_bytes_and_paged(api: Api) -> None:
         "metadata_used": MIB,
         "mode": "rw",
         "needs_check": False,
+        "free": None,
     }
-    assert await api.ok("GET", f"{HOST}/pools?page=2") == {"pools": [], "total_count": 1}
+    assert thick == {
+        "class": "bssd",
+        "name": "files/bssd",
+        "size": 1000 * 1024**3,
+        "used": 0,
+        "metadata_size": 0,
+        "metadata_used": 0,
+        "mode": "rw",
+        "needs_check": False,
+        "free": 1000 * 1024**3,
+    }
+    assert await api.ok("GET", f"{HOST}/pools?page=2") == {"pools": [], "total_count": 2}
     assert (await api("GET", f"{HOST}/pools?page_size=101")).status == 400
 
 

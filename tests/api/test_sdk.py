@@ -194,12 +194,56 @@ async def test_every_filter_order_and_page(rig: Rig, address: str) -> None:
         assert api.list_snapshots(include_deleted=True).total_count == 3
 
         types = api.list_volume_types()
-        assert [kind.type_ for kind in types.volume_types] == ["sbs_15k", "sbs_5k"]
+        names = ["b_ssd", "sbs_15k", "sbs_5k"]
+        assert [kind.type_ for kind in types.volume_types] == names
         assert types.volume_types[0].pricing is None
-        assert [kind.type_ for kind in api.list_volume_types_all()] == ["sbs_15k", "sbs_5k"]
-        assert api.list_volume_types(page=2, page_size=1).volume_types == types.volume_types[1:]
+        assert [kind.type_ for kind in api.list_volume_types_all()] == names
+        assert api.list_volume_types(page=2, page_size=2).volume_types == types.volume_types[2:]
 
     await asyncio.to_thread(look)
+
+
+async def test_life_of_a_thick_volume(tmp_path: Path) -> None:
+    async with served(tmp_path, default_class="bssd") as rig, bridge(rig.socket) as address:
+        api = BlockV1API(client_at(address))
+
+        def live() -> None:
+            volume = api.create_volume(name="thick", from_empty=empty(10 * GB), perf_iops=5000)
+            assert (volume.status, volume.size, volume.type_) == ("creating", 10 * GB, "b_ssd")
+            assert volume.specs is not None
+            assert (volume.specs.class_, volume.specs.perf_iops) == ("bssd", 0)  # of null
+            volume = api.wait_for_volume(volume_id=volume.id)
+            assert volume.status == "available"
+            api.update_volume(volume_id=volume.id, size=11 * GB)
+            assert api.wait_for_volume(volume_id=volume.id).size == 11 * GB
+            snapshot = api.create_snapshot(volume_id=volume.id, name="snap", public=False)
+            snapshot = api.wait_for_snapshot(snapshot_id=snapshot.id)
+            assert (snapshot.status, snapshot.class_) == ("available", "bssd")
+            assert snapshot.parent_volume is not None
+            assert snapshot.parent_volume.type_ == "b_ssd"
+            source = CreateVolumeRequestFromSnapshot(snapshot_id=snapshot.id)
+            clone = api.create_volume(name="clone", from_snapshot=source)
+            assert api.wait_for_volume(volume_id=clone.id).type_ == "b_ssd"
+            assert api.list_volumes(include_deleted=False, volume_type="b_ssd").total_count == 2
+            assert api.list_volumes(include_deleted=False, volume_type="sbs_5k").total_count == 0
+            (thick, *_) = api.list_volume_types().volume_types
+            assert thick.specs is not None
+            assert (thick.type_, thick.specs.class_) == ("b_ssd", "bssd")
+            api.delete_volume(volume_id=volume.id)
+            assert api.get_snapshot(snapshot_id=snapshot.id).parent_volume is None
+            api.delete_snapshot(snapshot_id=snapshot.id)
+
+        await asyncio.to_thread(live)
+        fault = await refused(
+            400,
+            "invalid_arguments",
+            api.update_volume,
+            volume_id=(await asyncio.to_thread(api.list_volumes, include_deleted=False))
+            .volumes[0]
+            .id,
+            perf_iops=15000,
+        )
+        assert fault["details"][0]["argument_name"] == "perf_iops"
 
 
 @pytest.mark.parametrize("default_page_size", [None, 7, 100])
@@ -294,7 +338,7 @@ async def test_older_client_finds_the_same_things(rig: Rig, address: str) -> Non
         assert newer.get_volume(volume_id=volume.id).name == "old"
         assert newer.get_snapshot(snapshot_id=snapshot.id).name == "old"
         assert [v.id for v in older.list_volumes_all()] == [volume.id]
-        assert older.list_volume_types().total_count == 2
+        assert older.list_volume_types().total_count == 3
         older.delete_snapshot(snapshot_id=snapshot.id)
         older.delete_volume(volume_id=volume.id)
         assert newer.list_volumes(include_deleted=False).total_count == 0

@@ -28,6 +28,8 @@ JOB = {
     "project_id": PROJECT,
     "bucket": "backups",
     "key": "exports/monday.qcow2",
+    "volume_id": None,
+    "snapshot_id": None,
     "state": "running",
     "bytes_done": 80 * 1024**2,
     "bytes_total": 320 * 1024**2,

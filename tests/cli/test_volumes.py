@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 import pytest
@@ -222,4 +223,47 @@ async def test_path_prints_the_device_and_nothing_else(cli: Cli) -> None:
 
 
 async def test_types(cli: Cli) -> None:
-    assert (await cli.ok("volume", "types", "-q")).out.split() == ["sbs_15k", "sbs_5k"]
+    assert (await cli.ok("volume", "types", "-q")).out.split() == ["b_ssd", "sbs_15k", "sbs_5k"]
+
+
+async def test_thick_volumes_are_followed_as_jobs_and_jobs_name_them(cli: Cli) -> None:
+    ran = await cli.ok("volume", "create", "data", "--size", "3MiB", "--class", "bssd")
+    assert ran.out.startswith('created volume "data" (3 MiB): ')
+    await cli.ok("snapshot", "create", "data", "monday")
+    await cli.ok("volume", "grow", "data", "5MiB")
+    reverted = await cli.ok("volume", "revert", "data", "monday")
+    assert "is back to snapshot" in reverted.out
+    await cli.ok("snapshot", "clone", "monday", "copy")
+    shown = (await cli.ok("volume", "show", "copy")).out
+    assert "bssd (b_ssd)" in shown
+    assert "IOPS" not in shown
+    listed = (await cli.ok("job", "list")).out.splitlines()
+    assert [line.split()[:3] for line in listed[1:]] == [
+        ["clone", "volume", '"copy"'],
+        ["revert", "volume", '"data"'],
+        ["grow", "volume", '"data"'],
+        ["create", "volume", '"data"'],
+    ]
+    job = (await cli.ok("job", "list", "--kind", "revert", "--json")).json[0]
+    told = (await cli.ok("job", "show", job["id"])).out
+    assert 'Object    volume "data"' in told
+    done = (await cli.ok("job", "wait", job["id"])).out
+    assert done.startswith('revert of volume "data" succeeded: ')
+
+
+async def test_thick_create_that_is_cancelled_says_so(cli: Cli, daemon: Rig) -> None:
+    thick = daemon.drivers["bssd"]
+    thick.gates["complete"] = asyncio.Event()
+    ran = await cli(
+        "volume", "create", "x", "--size", "3MiB", "--class", "bssd", "--timeout", "100ms"
+    )
+    assert "takes longer than 0.1 s: it goes on in the daemon: blockctl job wait" in ran.failed(4)
+    job = (await cli.ok("job", "list", "--json")).json[0]
+    assert 'create of volume "x" is cancelled' in (await cli.ok("job", "cancel", job["id"])).out
+    volume = (await cli.ok("volume", "show", "x", "--json")).json
+    assert volume["status"] == "error"
+
+
+async def test_set_iops_of_a_thick_volume_is_refused(cli: Cli) -> None:
+    await cli.ok("volume", "create", "x", "--size", "1MiB", "--class", "bssd")
+    assert "have no perf_iops" in (await cli("volume", "set-iops", "x", "15000")).failed(2)

@@ -1,79 +1,32 @@
-"""The drivers under contract: `file` always, `thin` in the lab."""
+"""The drivers under contract: `file` always, `thin` and `thick` in the lab."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from blockd.domain.effects import SideEffects
-from blockd.host.command import companion
-from blockd.storage import front_watchdog
-from blockd.storage.dm import open_device_mapper
-from blockd.storage.lvm_commands import LvmCommands
-from blockd.storage.lvm_config import write_lvm_config
-from blockd.storage.lvm_thin import ThinSettings, open_lvm_thin
-from blockd.storage.make_pool import make_pool
-from blockd.storage.vg_queue import VgQueue
-from tests.contract.storage import FileStorage, Storage, ThinStorage
-
-#: The lab's disk that may be overwritten; elsewhere there is none of this name.
-LAB_DISK = Path("/dev/ubda")
-
-VG, POOL = "contract", "pool"
-SYSTEM_DIR = Path("/run/blockd-contract/lvm")
+from tests.contract.lab_drivers import LAB_DISK, THICK_DISK, open_thick, open_thin
+from tests.contract.storage import FileStorage, Storage, ThickStorage, ThinStorage
+from tests.support.thick_files import ThickFileDriver
 
 
-async def _no_search() -> None:
-    """The disk stays what it is."""
-
-
-@asynccontextmanager
-async def open_thin(disk: Path) -> AsyncIterator[ThinStorage]:
-    """A started `LvmThin` on a volume group of its own on `disk`; what was in it is erased.
-
-    The one place that knows how the thin driver is made.
-    """
-    effects = SideEffects()
-    write_lvm_config(SYSTEM_DIR, [str(disk)], udev=False, reserved_memory_kib=512)
-    queue = VgQueue(lambda _: None)
-    commands = LvmCommands(VG, SYSTEM_DIR, queue, effects, udev=False, timeout_s=60)
-    await make_pool(commands, POOL, [str(disk)])
-    settings = ThinSettings(
-        name="sbs",
-        vg=VG,
-        pool=POOL,
-        system_dir=SYSTEM_DIR,
-        udev=False,
-        command_timeout_s=60,
-        max_suspend_s=10,
-    )
-    async with AsyncExitStack() as stack:
-        mapper = stack.enter_context(open_device_mapper(effects))
-        watchdog = await stack.enter_async_context(
-            companion([sys.executable, "-I", "-S", front_watchdog.__file__])
-        )
-        driver = await stack.enter_async_context(
-            open_lvm_thin(
-                settings, "contract", mapper, watchdog, effects, lambda _: None, _no_search
-            )
-        )
-        await driver.start([])
-        storage = ThinStorage(driver, VG, POOL, run_lvm)
-        await storage.clean()
+@pytest_asyncio.fixture(loop_scope="session", scope="session")
+async def thick_session() -> AsyncIterator[ThickStorage]:
+    """As `thin_session`."""
+    if not THICK_DISK.is_block_device():
+        pytest.skip(f"no {THICK_DISK}: run inside scripts/lab with three disks")
+    async with open_thick(THICK_DISK) as storage:
         yield storage
 
 
-def run_lvm(verb: str, *args: str) -> None:
-    """One LVM command by hand, in the driver's LVM configuration."""
-    env = {**os.environ, "LVM_SYSTEM_DIR": str(SYSTEM_DIR), "DM_DISABLE_UDEV": "1"}
-    subprocess.run(["lvm", verb, "-qq", *args], env=env, check=True)
+@pytest_asyncio.fixture(loop_scope="session")
+async def thick(thick_session: ThickStorage) -> AsyncIterator[ThickStorage]:
+    """The thick driver; the volume group is empty again after each test."""
+    yield thick_session
+    await thick_session.clean()
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="session")
@@ -100,7 +53,22 @@ async def file(tmp_path: Path) -> AsyncIterator[FileStorage]:
     await storage.clean()
 
 
-@pytest.fixture(params=["file", pytest.param("thin", marks=pytest.mark.kernel)])
+@pytest_asyncio.fixture(loop_scope="session")
+async def thick_file(tmp_path: Path) -> AsyncIterator[FileStorage]:
+    """The same as a thick class."""
+    storage = FileStorage(tmp_path, ThickFileDriver)
+    yield storage
+    await storage.clean()
+
+
+@pytest.fixture(
+    params=[
+        "file",
+        "thick_file",
+        pytest.param("thin", marks=pytest.mark.kernel),
+        pytest.param("thick", marks=pytest.mark.kernel),
+    ]
+)
 def storage(request: pytest.FixtureRequest) -> Storage:
     """Each storage class in turn."""
     chosen: Storage = request.getfixturevalue(request.param)

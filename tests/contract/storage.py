@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from blockd.domain.errors import StorageError
 from blockd.domain.intent import disk_name, new_id
+from blockd.domain.transfer import Progress
 from blockd.domain.units import MIB
 from blockd.service.ports import FrontSpec, StorageDriver
 from tests.support import stamps
@@ -45,8 +47,13 @@ class Storage(ABC):
         """Check that a foreign disk is there and whole."""
 
     @abstractmethod
-    async def restart(self, fronts: Sequence[FrontSpec]) -> None:
+    async def restart(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> None:
         """Forget what the driver has in memory, and start on what is there."""
+
+    @property
+    def is_thick(self) -> bool:
+        """Whether what the driver makes must be completed, and is reverted by merging."""
+        return self.driver.traits.is_thick
 
     def name(self) -> str:
         """A fresh name for a disk."""
@@ -71,7 +78,17 @@ class Storage(ABC):
         disk = disk or self.name()
         async with self.driver.turn():
             await self.driver.create(disk, size_bytes)
+        await self.complete(disk, size_bytes)
         return disk
+
+    async def complete(
+        self, disk: str, size_bytes: int, *, old_bytes: int = 0, source: str | None = None
+    ) -> None:
+        """What a thick class leaves undone in a turn."""
+        if self.is_thick:
+            await self.driver.complete(
+                disk, size_bytes, old_bytes=old_bytes, source=source, progress=Progress()
+            )
 
     async def connect(self, front: FrontSpec) -> Path:
         """Bring a front up; its path."""
@@ -104,6 +121,7 @@ class Storage(ABC):
         disk = disk or self.name()
         async with self.driver.turn():
             await self.driver.clone(disk, snapshot, size_bytes)
+        await self.complete(disk, size_bytes, source=snapshot)
         return disk
 
     async def clone(self, snapshot: str, size_bytes: int) -> FrontSpec:
@@ -117,6 +135,8 @@ class Storage(ABC):
         grown = FrontSpec(front.volume_id, front.disk, size_bytes)
         async with self.driver.turn():
             await self.driver.grow(front.disk, size_bytes)
+        await self.complete(front.disk, size_bytes, old_bytes=front.size_bytes)
+        async with self.driver.turn():
             await self.driver.connect(grown)
         return grown
 
@@ -131,10 +151,39 @@ class Storage(ABC):
             await self.driver.erase(disks)
 
     async def drop(self, front: FrontSpec) -> None:
-        """Remove a volume: its front, then its disk."""
+        """Remove a volume: its front, then its disk, unless snapshots need it."""
         async with self.driver.turn():
             await self.driver.disconnect(front.volume_id)
-            await self.driver.erase([front.disk])
+            try:
+                await self.driver.erase([front.disk])
+            except StorageError as err:
+                if not self.is_thick or "is the origin of" not in str(err):
+                    raise
+
+    async def revert(self, front: FrontSpec, snapshot: str, size_bytes: int) -> FrontSpec:
+        """Give a volume the bytes of a snapshot of `size_bytes`, as the service does.
+
+        Thick: what the volume held is not kept; see `keep` in the tests.
+        """
+        if not self.is_thick:
+            disk = await self.clone_disk(snapshot, front.size_bytes)
+            after = FrontSpec(front.volume_id, disk, front.size_bytes)
+            await self.swap(after)
+            return after
+        driver = self.driver
+        async with driver.turn():
+            await driver.disconnect(front.volume_id)
+            await driver.reserve_for_revert(front.disk, snapshot)
+            await driver.begin_merge(front.disk, snapshot)
+        await driver.merged(front.disk, Progress())
+        async with driver.turn():
+            await driver.end_merge(front.disk, snapshot)
+        if size_bytes < front.size_bytes:
+            await self.complete(front.disk, front.size_bytes, old_bytes=size_bytes)
+        async with driver.turn():
+            await driver.snapshot(snapshot, front.disk, None)
+            await driver.connect(front)
+        return front
 
     async def expect_snapshot(self, snapshot: str, size_bytes: int, generation: int) -> None:
         """Check that a snapshot holds one generation throughout."""
@@ -153,9 +202,9 @@ class Storage(ABC):
 class FileStorage(Storage):
     """The sparse files."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(FileDriver(root))
-        self._root = root
+    def __init__(self, root: Path, make: type[FileDriver] = FileDriver) -> None:
+        super().__init__(make(root))
+        self._root, self._make = root, make
 
     async def apart(self, work: Callable[[], T]) -> T:
         """Between two steps of the driver, which freezes nobody else (see `FileDriver`)."""
@@ -173,21 +222,21 @@ class FileStorage(Storage):
         """See `Storage`."""
         stamps.expect(self._root / "disks" / disk, FOREIGN_GENERATION, 0, FOREIGN_BYTES)
 
-    async def restart(self, fronts: Sequence[FrontSpec]) -> None:
+    async def restart(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> None:
         """A second driver on the same directory."""
-        self.driver = FileDriver(self._root)
-        await self.driver.start(fronts)
+        self.driver = self._make(self._root)
+        await self.driver.start(fronts, hidden)
 
 
-class ThinStorage(Storage):
-    """LVM thin volumes, in the lab.
+class LvmStorage(Storage):
+    """LVs, in the lab.
 
-    `lvm` runs one LVM command by hand, as an operator would, on the driver's own VG and pool.
+    `lvm` runs one LVM command by hand, as an operator would, on the driver's own VG.
     """
 
-    def __init__(self, driver: StorageDriver, vg: str, pool: str, lvm: Callable[..., None]) -> None:
+    def __init__(self, driver: StorageDriver, vg: str, lvm: Callable[..., None]) -> None:
         super().__init__(driver)
-        self._vg, self._pool, self._lvm = vg, pool, lvm
+        self.vg, self.lvm = vg, lvm
         self._foreign: list[str] = []
 
     async def apart(self, work: Callable[[], T]) -> T:
@@ -195,9 +244,8 @@ class ThinStorage(Storage):
         return await asyncio.to_thread(work)
 
     async def make_foreign(self, disk: str) -> None:
-        """A thin LV without our tag."""
-        size = f"{FOREIGN_BYTES}b"
-        self._lvm("lvcreate", "-V", size, "--thinpool", self._pool, "-n", disk, self._vg)
+        """An LV without our tag."""
+        self._make_foreign(disk, f"{FOREIGN_BYTES}b")
         self._foreign.append(disk)
         stamps.stamp(self._foreign_path(disk), FOREIGN_GENERATION)
 
@@ -205,20 +253,40 @@ class ThinStorage(Storage):
         """See `Storage`."""
         stamps.expect(self._foreign_path(disk), FOREIGN_GENERATION, 0, FOREIGN_BYTES)
 
-    async def restart(self, fronts: Sequence[FrontSpec]) -> None:
+    @abstractmethod
+    def _make_foreign(self, disk: str, size: str) -> None:
+        """Make an LV of the same kind as the driver's."""
+
+    async def restart(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> None:
         """Start again: all the driver needs to know is in the kernel and in the VG."""
-        await self.driver.start(fronts)
+        await self.driver.start(fronts, hidden)
 
     async def clean(self) -> None:
         """See `Storage`; and the foreign disks."""
         await super().clean()
-        there = [
-            f"{self._vg}/{disk}" for disk in self._foreign if self._foreign_path(disk).exists()
-        ]
+        there = [f"{self.vg}/{disk}" for disk in self._foreign if self._foreign_path(disk).exists()]
         self._foreign.clear()
         if there:
-            self._lvm("lvremove", "-y", *there)
+            self.lvm("lvremove", "-y", *there)
 
     def _foreign_path(self, disk: str) -> Path:
         """Where device-mapper puts an LV: hyphens of names are doubled."""
-        return Path(f"/dev/mapper/{self._vg.replace('-', '--')}-{disk.replace('-', '--')}")
+        return Path(f"/dev/mapper/{self.vg.replace('-', '--')}-{disk.replace('-', '--')}")
+
+
+class ThinStorage(LvmStorage):
+    """LVM thin volumes."""
+
+    def __init__(self, driver: StorageDriver, vg: str, pool: str, lvm: Callable[..., None]) -> None:
+        super().__init__(driver, vg, lvm)
+        self._pool = pool
+
+    def _make_foreign(self, disk: str, size: str) -> None:
+        self.lvm("lvcreate", "-V", size, "--thinpool", self._pool, "-n", disk, self.vg)
+
+
+class ThickStorage(LvmStorage):
+    """Plain LVs with classic snapshots."""
+
+    def _make_foreign(self, disk: str, size: str) -> None:
+        self.lvm("lvcreate", "-y", "-L", size, "-n", disk, self.vg)

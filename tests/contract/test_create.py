@@ -26,6 +26,8 @@ async def test_create_reads_zeros(storage: Storage) -> None:
 async def test_create_off_the_extent_grid_gives_a_front_of_the_exact_size(
     storage: Storage, size_bytes: int
 ) -> None:
+    if storage.is_thick and size_bytes > GIB:
+        pytest.skip("takes what it shows")
     front = await storage.volume(size_bytes)
     assert storage.driver.device(front).size_bytes == size_bytes
     tail = (size_bytes - MIB) // stamps.BLOCK_BYTES * stamps.BLOCK_BYTES

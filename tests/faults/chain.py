@@ -24,8 +24,9 @@ FOREIGN = ("alien", "blockd-00000000-0000-4000-8000-000000000000")
 
 def make_foreign(place: Place) -> None:
     """LVs of somebody else in our volume group: one named like ours, one tagged like another's."""
+    space = ("-L", "4m") if place.kind == "thick" else ("-V", "4m", "--thinpool", "pool")
     for name, tag in zip(FOREIGN, ("keep", "blockd.someone-else"), strict=True):
-        place.lvm("lvcreate", "-V", "4m", "--thinpool", "pool", "--addtag", tag, "-n", name, VG)
+        place.lvm("lvcreate", "-y", *space, "--addtag", tag, "-n", name, VG)
 
 
 def mount_state(disk: Path, where: Path, *, make: bool) -> None:

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.lab_drivers import THICK_DISK
 from tests.faults import chain
 from tests.faults.scenarios import SCENARIOS
 from tests.support.daemon import Place
 from tests.support.object_store import object_store
 
 pytestmark = pytest.mark.kernel
+
+#: Those that storage carries out otherwise than in a thin class.
+THICK_VERBS = ("create", "clone", "snapshot", "resize", "revert", "erase", "erase snapshot")
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +32,30 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         chain.make_foreign(made)
         yield made
         made.remove_vg()
+
+
+@pytest.fixture(scope="module")
+def thick_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A volume group of thick volumes for all verbs."""
+    if not THICK_DISK.is_block_device():
+        pytest.skip(f"no {THICK_DISK}: run inside scripts/lab with three disks")
+    made = Place.fresh(tmp_path_factory.mktemp("thick"), kind="thick", disk=THICK_DISK)
+    chain.make_foreign(made)
+    yield made
+    made.remove_vg()
+
+
+@pytest.mark.parametrize("verb", THICK_VERBS)
+def test_daemon_of_a_thick_class_killed_at_each_side_effect_leaves_all_in_agreement(
+    thick_place: Place, verb: str
+) -> None:
+    scenario = SCENARIOS[verb]()
+    place = dataclasses.replace(thick_place, trash_keep=scenario.trash_keep)
+    events = chain.record(place, scenario)
+    for at in chain.fatal_points(events):
+        print(f"{verb}: dies {events[at]}", flush=True)
+        chain.crash(place, scenario, at, "kill")
+    chain.end(place)
 
 
 @pytest.mark.parametrize("verb", SCENARIOS)

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from blockd.config import Config, ThinClassSection, read_config
+from blockd.config import Config, ThickClassSection, ThinClassSection, read_config
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "etc" / "blockd.toml"
 
@@ -22,12 +22,12 @@ TABLES: dict[str, type[BaseModel]] = {
     for name, field in Config.model_fields.items()
     for model in (field.annotation, *get_args(field.annotation))
     if isinstance(model, type) and issubclass(model, BaseModel) and name != "classes"
-} | {"classes.sbs": ThinClassSection}
+} | {"classes.sbs": ThinClassSection, "classes.bssd": ThickClassSection}
 
 
 def uncommented() -> dict[str, Any]:
     """The file as if every option in a comment (`#name = value`, no space) were in force."""
-    option_or_table = r"^#(?=[a-z_]+ = |\[[a-z_]+\]$)"
+    option_or_table = r"^#(?=[a-z_]+ = |\[[a-z_.]+\]$)"
     text = re.sub(option_or_table, "", EXAMPLE.read_text("utf-8"), flags=re.MULTILINE)
     # The block of a further project cannot stand beside the empty list that is the default.
     return tomllib.loads(re.sub(r'^(id|name) = "(3333|cont).*\n', "", text, flags=re.MULTILINE))
@@ -51,6 +51,7 @@ def test_example_loads_as_it_is() -> None:
     config = read_config(EXAMPLE)
     assert config.first_class == "sbs"
     assert get_args(ThinClassSection.model_fields["kind"].annotation) == ("thin",)
+    assert get_args(ThickClassSection.model_fields["kind"].annotation) == ("thick",)
 
 
 @pytest.mark.parametrize(("section", "option"), options())

@@ -14,7 +14,7 @@ RULES = (Path(__file__).resolve().parents[2] / "etc/udev/12-blockd.rules").read_
 
 def matches(attribute: str, text: str) -> bool:
     patterns: list[str] = re.findall(rf'ATTR{{{attribute}}}=="([^"]+)"', RULES)
-    return any(fnmatchcase(text, pattern) for pattern in patterns)
+    return any(fnmatchcase(text, one) for pattern in patterns for one in pattern.split("|"))
 
 
 def test_rules_match_the_uuid_of_a_front() -> None:
@@ -23,6 +23,12 @@ def test_rules_match_the_uuid_of_a_front() -> None:
 
 def test_rules_match_the_device_name_of_our_lv() -> None:
     assert matches("dm/name", lv_device_name("vg-of-ours", disk_name(new_id())))
+
+
+def test_rules_match_the_layers_of_classic_snapshots() -> None:
+    for layer in ("real", "cow"):
+        assert matches("dm/name", f"{lv_device_name('vg', disk_name(new_id()))}-{layer}")
+        assert matches("dm/uuid", f"LVM-{'x' * 64}-{layer}")
 
 
 def test_rules_leave_other_lvs_alone() -> None:

@@ -20,6 +20,7 @@ from blockd.domain.states import Status
 from blockd.domain.units import MIB
 from tests.service.transfer_rig import KEY, TransferRig, check_image, transfer_rig
 from tests.support.faulty_store import Fault, FaultyStore
+from tests.support.thick_files import ThickFileDriver
 
 
 @pytest.mark.parametrize("compression", list(Compression))
@@ -162,3 +163,40 @@ def _foreign(rig: TransferRig, key: str, size: str) -> None:
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, size], check=True, timeout=60)
     write = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 200k", path]
     subprocess.run(write, check=True, timeout=60, stdout=subprocess.DEVNULL)
+
+
+async def test_thick_snapshot_comes_back_whole_though_new_space_holds_old_bytes(
+    tmp_path: Path, store: FaultyStore
+) -> None:
+    async with transfer_rig(tmp_path, store, default_class="bssd") as rig:
+        snapshot = await rig.snapshot(data_mib=8)
+        job = await rig.ended(await rig.export(snapshot))
+        assert (job.state, job.error) == (JobState.SUCCEEDED, None)
+        imported, begun = await rig.restore()
+        done = await rig.ended(begun)
+        assert (done.state, done.content_digest) == (JobState.SUCCEEDED, job.content_digest)
+        same = ["cmp", "-n", str(snapshot.size_bytes), rig.disk(imported), rig.disk(snapshot)]
+        subprocess.run(same, check=True, timeout=60)
+        row = await rig.running.service.snapshots.get(imported.id)
+        assert (row.storage_class, row.origin_disk) == ("bssd", None)
+
+
+async def test_export_of_a_snapshot_that_is_lost_meanwhile_fails_with_its_reason(
+    tmp_path: Path, store: FaultyStore
+) -> None:
+    store.faults.append(Fault(lambda kind: kind.startswith("PUT"), "hang"))
+    async with transfer_rig(tmp_path, store, default_class="bssd") as rig:
+        driver = rig.running.driver
+        assert isinstance(driver, ThickFileDriver)
+        snapshot = await rig.snapshot(data_mib=2)
+        begun = await rig.export(snapshot)
+        await store.hanging.wait()
+        driver.lose(snapshot.disk, "its store is full")
+        job = await rig.ended(begun)
+        assert (job.state, job.error) == (
+            JobState.FAILED,
+            f"snapshot {snapshot.id}: its store is full",
+        )
+        row = await rig.running.service.snapshots.get(snapshot.id)
+        assert (row.status, row.error) == (Status.ERROR, "its store is full")
+        assert rig.uploads() == []

@@ -103,14 +103,20 @@ class TransferRig:
 
 @asynccontextmanager
 async def transfer_rig(
-    root: Path, store: FaultyStore, effects: SideEffects | None = None, **transfers: object
+    root: Path,
+    store: FaultyStore,
+    effects: SideEffects | None = None,
+    default_class: str = "sbs",
+    **transfers: object,
 ) -> AsyncIterator[TransferRig]:
     """The service; opened a second time on the same directory it is the daemon after a restart."""
     config = file_config(root).model_copy(
         update={"object_storage": store.section, "transfers": quick_transfers(**transfers)}
     )
     async with AsyncExitStack() as stack:
-        started = await stack.enter_async_context(running(root, config=config, effects=effects))
+        started = await stack.enter_async_context(
+            running(root, config=config, effects=effects, default_class=default_class)
+        )
         yield TransferRig(started, store)
 
 

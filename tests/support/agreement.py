@@ -23,6 +23,8 @@ def expect_agreement(place: Place) -> None:
             "SELECT id, disk, size_bytes, status, error, 1 FROM volumes"
             " UNION ALL SELECT id, disk, size_bytes, status, error, 0 FROM snapshots"
         ).fetchall()
+        kept = {disk for (disk,) in catalog.execute("SELECT disk FROM kept_origins")}
+        origins = dict(catalog.execute("SELECT disk, origin_disk FROM snapshots"))
     catalog.close()
     assert intents == []
     assert jobs == []
@@ -33,18 +35,13 @@ def expect_agreement(place: Place) -> None:
     tag = f"blockd.{catalog_id}"
     ours = {lv["lv_name"]: lv for lv in lvs if tag in lv["lv_tags"].split(",")}
     wanted = {disk for _, disk, _, status, error, _ in rows if status != "error" and not error}
-    assert set(ours) == wanted, "LVs of ours and rows of the catalog differ"
+    assert set(ours) == wanted | kept, "LVs of ours and rows of the catalog differ"
+    if place.kind == "thick":
+        _expect_snapshots(ours, {disk: origins.get(disk) for disk in wanted})
+    else:
+        _expect_pool(lvs)
 
-    (pool,) = [lv for lv in lvs if lv["lv_name"] == "pool"]
-    table = subprocess.run(
-        ["/sbin/dmsetup", "status", f"{VG}-pool-tpool"], capture_output=True, text=True, check=True
-    )
-    status = table.stdout.split()
-    assert status[3] == pool["transaction_id"], "the kernel and LVM count differently"
-    assert status[6] == "-", "a snapshot of the pool's metadata is reserved"
-    assert _active_snapshots() == [], "disks of snapshots are active"
-
-    fronts = _fronts(catalog_id)
+    fronts = _fronts(catalog_id, place.storage_class)
     live = {
         id_: (disk, size)
         for id_, disk, size, status, _, is_volume in rows
@@ -59,6 +56,34 @@ def expect_agreement(place: Place) -> None:
         assert os.readlink(f"/dev/blockd/{volume_id}") == f"../dm-{minor}"
     links = {path.name for path in Path("/dev/blockd").glob("*")}
     assert links == set(live), "links and live volumes differ"
+
+
+def _expect_pool(lvs: list[dict[str, str]]) -> None:
+    """Of a thin class."""
+    (pool,) = [lv for lv in lvs if lv["lv_name"] == "pool"]
+    table = subprocess.run(
+        ["/sbin/dmsetup", "status", f"{VG}-pool-tpool"], capture_output=True, text=True, check=True
+    )
+    status = table.stdout.split()
+    assert status[3] == pool["transaction_id"], "the kernel and LVM count differently"
+    assert status[6] == "-", "a snapshot of the pool's metadata is reserved"
+    assert _active_snapshots() == [], "disks of snapshots are active"
+
+
+def _expect_snapshots(ours: dict[str, dict[str, str]], origins: dict[str, str | None]) -> None:
+    """Of a thick class: each lies over the origin that the catalog says, whole; none is merging."""
+    for disk, origin in origins.items():
+        lv = ours[disk]
+        assert lv["origin"] == (origin or ""), (disk, lv["origin"], origin)
+        assert lv["lv_attr"][0] not in "SO", f"{disk} is being merged"
+        if not origin:
+            continue
+        name = f"{VG}-{disk.replace('-', '--')}"
+        status = subprocess.run(
+            ["/sbin/dmsetup", "status", name], capture_output=True, text=True, check=True
+        ).stdout.split()
+        assert status[2] == "snapshot"
+        assert "/" in status[3], f"{disk} is {status[3]}"
 
 
 def _active_snapshots() -> list[str]:
@@ -82,18 +107,19 @@ def foreign_lvs(place: Place) -> dict[str, str]:
     return {
         lv["lv_name"]: f"{lv['lv_uuid']} {lv['lv_attr']} {lv['lv_tags']}"
         for lv in _lvs(place)
-        if f"blockd.{catalog_id}" not in lv["lv_tags"].split(",") and lv["segtype"] == "thin"
+        if f"blockd.{catalog_id}" not in lv["lv_tags"].split(",")
+        and lv["segtype"] == ("thin" if place.kind == "thin" else "linear")
     }
 
 
 def _lvs(place: Place) -> list[dict[str, str]]:
-    fields = "lv_name,lv_uuid,lv_attr,lv_tags,segtype,transaction_id"
+    fields = "lv_name,lv_uuid,lv_attr,lv_tags,segtype,transaction_id,origin"
     report = place.lvm("lvs", "--all", "--reportformat", "json", "-o", fields, VG)
     found: list[dict[str, str]] = json.loads(report)["report"][0]["lv"]
     return [{**lv, "lv_name": lv["lv_name"].strip("[]")} for lv in found]
 
 
-def _fronts(catalog_id: str) -> dict[str, tuple[str, int, str, str]]:
+def _fronts(catalog_id: str, storage_class: str) -> dict[str, tuple[str, int, str, str]]:
     """Of each front: its state, length in sectors, the device beneath, its minor."""
     info = subprocess.run(
         ["/sbin/dmsetup", "info", "-c", "--noheadings", "--separator", " ",
@@ -104,7 +130,7 @@ def _fronts(catalog_id: str) -> dict[str, tuple[str, int, str, str]]:
     names = {f"{major}:{minor}": name for name, _, _, major, minor in devices}
     found = {}
     for name, uuid, suspended, _, minor in devices:
-        prefix = f"BLOCKD-sbs-{catalog_id}-"
+        prefix = f"BLOCKD-{storage_class}-{catalog_id}-"
         if uuid.startswith(prefix):
             table = subprocess.run(
                 ["/sbin/dmsetup", "table", name], capture_output=True, text=True, check=True

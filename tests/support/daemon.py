@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.support.client import ORGANIZATION, PROJECT, ZONE, Api
 from tests.support.object_store import Server
@@ -36,6 +37,8 @@ class Place:
     high_water_percent: float = 95.0
     overcommit: float = 10.0
     names_devices: bool = True
+    kind: str = "thin"
+    snapshot_size_least: str = "1GiB"
     object_storage: Server | None = None
 
     @property
@@ -62,11 +65,7 @@ class Place:
             system_dir = "{self.run}/lvm"
             reserved_memory_kib = 512
             max_suspend = "{self.max_suspend}"
-            [classes.sbs]
-            kind = "thin"
-            vg = "{VG}"
-            high_water_percent = {self.high_water_percent}
-            overcommit = {self.overcommit}
+            {self._classes}
             [trash]
             keep = "{self.trash_keep}"
             [log]
@@ -76,6 +75,28 @@ class Place:
             "utf-8",
         )
         return path
+
+    @property
+    def storage_class(self) -> str:
+        """The one class there is."""
+        return "bssd" if self.kind == "thick" else "sbs"
+
+    @property
+    def _classes(self) -> str:
+        if self.kind == "thick":
+            return f"""
+            [classes.bssd]
+            kind = "thick"
+            vg = "{VG}"
+            snapshot_size_least = "{self.snapshot_size_least}"
+            """
+        return f"""
+            [classes.sbs]
+            kind = "thin"
+            vg = "{VG}"
+            high_water_percent = {self.high_water_percent}
+            overcommit = {self.overcommit}
+            """
 
     @property
     def _object_storage(self) -> str:
@@ -91,10 +112,10 @@ class Place:
             """
 
     @classmethod
-    def fresh(cls, root: Path) -> Place:
+    def fresh(cls, root: Path, **more: Any) -> Place:
         """A place in a temporary folder, with a pool."""
         (root / "run").mkdir()
-        place = cls(state=root, run=root / "run")
+        place = cls(state=root, run=root / "run", **more)
         place.make_pool()
         return place
 

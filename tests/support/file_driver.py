@@ -13,18 +13,26 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from blockd.domain.allocation import Allocation
+from blockd.domain.effects import SideEffects
 from blockd.domain.errors import InUse, StorageError
 from blockd.domain.pool import PoolUse
 from blockd.domain.units import GIB, MIB
 from blockd.domain.volume import Device, OpenDisk
 from blockd.service.ports import FrontSpec
+from blockd.storage.instant import InstantDisks
 
 #: Disks are whole extents, as LVM's are, so that exact sizes are the front's merit.
 EXTENT_BYTES = 4 * MIB
+
+_WITHIN_TURN = frozenset(
+    {"create", "snapshot", "clone", "grow", "seal", "erase"}
+    | {"revert_bytes", "reserve_for_revert", "begin_merge", "end_merge"}
+)
+_ANNOUNCED = _WITHIN_TURN - {"revert_bytes"} | {"connect", "disconnect", "swap", "complete"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +46,14 @@ class _Tag:
 
     size_bytes: int
     shown_bytes: int
+    # of thick classes (thick_files.py):
+    origin: str | None = None
+    old_from: int | None = None
+    merging: str | None = None
+    lost: str | None = None
 
 
-class FileDriver:
+class FileDriver(InstantDisks):
     """`StorageDriver` over a directory: disks are sparse files, fronts are links to them.
 
     All state is in the directory, so a second driver on it is a restarted daemon:
@@ -55,11 +68,18 @@ class FileDriver:
     """
 
     def __init__(
-        self, root: Path, *, storage_class: str = "sbs", capacity_bytes: int = 100 * GIB
+        self,
+        root: Path,
+        *,
+        storage_class: str = "sbs",
+        capacity_bytes: int = 100 * GIB,
+        effects: SideEffects | None = None,
     ) -> None:
+        """`effects` is told of each method that changes something, before it does."""
         self.fail_next: dict[str, StorageError] = {}
         self.gates: dict[str, asyncio.Event] = {}
         self._storage_class, self._capacity_bytes = storage_class, capacity_bytes
+        self._effects = effects or SideEffects()
         self._root = root
         self._disks, self._tags, self._fronts = root / "disks", root / "tags", root / "dev"
         for directory in (self._disks, self._tags, self._fronts):
@@ -96,7 +116,7 @@ class FileDriver:
             return
         size_bytes = _whole_extents(size_bytes)
         shown_bytes = tag.shown_bytes if self._is_behind_front(disk) else size_bytes
-        self._show(disk, _Tag(size_bytes, shown_bytes))
+        self._show(disk, replace(tag, size_bytes=size_bytes, shown_bytes=shown_bytes))
 
     async def seal(self, disk: str) -> None:
         """See `StorageDriver`."""
@@ -121,10 +141,10 @@ class FileDriver:
         if behind not in (None, front.disk):
             raise StorageError(f"the front of {front.volume_id} is over {behind}")
         if behind is None:
-            self._show(front.disk, _Tag(tag.size_bytes, front.size_bytes))
+            self._show(front.disk, replace(tag, shown_bytes=front.size_bytes))
             self._link(front)
         elif front.size_bytes > tag.shown_bytes:
-            self._show(front.disk, _Tag(tag.size_bytes, front.size_bytes))
+            self._show(front.disk, replace(tag, shown_bytes=front.size_bytes))
 
     async def disconnect(self, volume_id: str) -> None:
         """See `StorageDriver`."""
@@ -144,7 +164,7 @@ class FileDriver:
         if former == front.disk:
             return
         with self._unopened(front.volume_id, "revert"):
-            self._show(front.disk, _Tag(tag.size_bytes, front.size_bytes))
+            self._show(front.disk, replace(tag, shown_bytes=front.size_bytes))
             self._link(front)
         if former is not None:
             self._hide(former)
@@ -208,8 +228,9 @@ class FileDriver:
             needs_check=False,
         )
 
-    async def start(self, fronts: Sequence[FrontSpec]) -> Sequence[str]:
+    async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> Sequence[str]:
         """See `StorageDriver`. What cannot be as listed is left: the journal knows more of it."""
+        del hidden  # a snapshot is a file of its own
         await self._enter("start")
         listed = {front.volume_id for front in fronts}
         for path in sorted(self._fronts.iterdir()):
@@ -232,13 +253,14 @@ class FileDriver:
 
     async def _enter(self, method: str) -> None:
         """Where tests hold an operation or make it fail; and where a missing turn shows."""
-        changes_disks = ("create", "snapshot", "clone", "grow", "seal", "erase")
-        if method in changes_disks and not self._turn.locked():
+        if method in _WITHIN_TURN and not self._turn.locked():
             raise AssertionError(f"{method}() was called outside turn()")
         if gate := self.gates.get(method):
             await gate.wait()
         if error := self.fail_next.pop(method, None):
             raise error
+        if method in _ANNOUNCED:
+            self._effects.before(f"file {method}")
 
     def _disk_path(self, disk: str) -> Path:
         return self._disks / disk
@@ -279,7 +301,7 @@ class FileDriver:
         tag = self._need(source)
         self._show(source, tag)
         self._make(disk, max(tag.size_bytes, least_bytes))
-        _copy_data(self._disk_path(source), self._disk_path(disk))
+        _copy_range(self._disk_path(source), self._disk_path(disk), 0, None)
 
     def _remove(self, disk: str) -> None:
         if self._is_behind_front(disk):
@@ -303,7 +325,7 @@ class FileDriver:
     def _hide(self, disk: str) -> None:
         """A disk that has lost its front has its full length again."""
         tag = self._need(disk)
-        self._show(disk, _Tag(tag.size_bytes, tag.size_bytes))
+        self._show(disk, replace(tag, shown_bytes=tag.size_bytes))
 
     def _is_behind_front(self, disk: str) -> bool:
         return any(path.readlink().name == disk for path in self._fronts.iterdir())
@@ -345,13 +367,13 @@ def _whole_extents(size_bytes: int) -> int:
     return -(-size_bytes // EXTENT_BYTES) * EXTENT_BYTES
 
 
-def _copy_data(source: Path, target: Path) -> None:
-    """Copy what is allocated; holes stay holes. The target is an empty file, long enough."""
+def _copy_range(source: Path, target: Path, begin: int, end: int | None) -> None:
+    """Copy what is allocated; holes stay holes. The target is empty there, and long enough."""
     with source.open("rb") as reader, target.open("r+b") as writer:
-        for offset, end in _data_ranges(reader.fileno()):
-            at = offset
-            while at < end:
-                at += os.copy_file_range(reader.fileno(), writer.fileno(), end - at, at, at)
+        for offset, stop in _data_ranges(reader.fileno()):
+            at, until = max(offset, begin), stop if end is None else min(stop, end)
+            while at < until:
+                at += os.copy_file_range(reader.fileno(), writer.fileno(), until - at, at, at)
 
 
 def _data_ranges(descriptor: int) -> Iterator[tuple[int, int]]:

@@ -20,10 +20,14 @@ from blockd.domain.units import GIB
 from blockd.service import Service
 from blockd.service.classes import StorageClass, StorageClasses
 from tests.support.file_driver import FileDriver
+from tests.support.thick_files import ThickFileDriver
 
 ZONE = "xx-lab-1"
 ORGANIZATION = "11111111-1111-4111-8111-111111111111"
 PROJECT = "22222222-2222-4222-8222-222222222222"
+
+#: The classes that tests of the service run with, and what their files are made by.
+DRIVERS: dict[str, type[FileDriver]] = {"sbs": FileDriver, "bssd": ThickFileDriver}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class Running:
 
     service: Service
     catalog: Catalog
+    classes: StorageClasses
     driver: FileDriver
     config: Config
     socket: Path
@@ -54,24 +59,27 @@ async def running(
     driver: FileDriver | None = None,
     config: Config | None = None,
     effects: SideEffects | None = None,
+    default_class: str = "sbs",
 ) -> AsyncIterator[Running]:
-    """The service, as the daemon starts and stops it.
+    """The service, as the daemon starts and stops it, with a single class.
 
     Args:
         driver: with gates or failures already set, for what recovery is to meet.
-        effects: is told each commit.
+        effects: is told each commit, and each change of a driver made here.
+        default_class: one of `DRIVERS`.
     """
     config = config or file_config(root)
-    driver = driver or FileDriver(root / "sbs", capacity_bytes=1000 * GIB)
-    section = config.classes["sbs"]
-    only = StorageClass("sbs", driver, section.overcommit, section.high_water_percent)
+    if driver is None:
+        make = DRIVERS[default_class]
+        driver = make(root / default_class, capacity_bytes=1000 * GIB, effects=effects)
+    only = StorageClass(default_class, driver)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         catalog = await enter(open_catalog(config.catalog.path, effects))
-        classes = StorageClasses({"sbs": only}, "sbs")
+        classes = StorageClasses({default_class: only}, default_class)
         images = await enter(open_images(config, effects or SideEffects()))
         service = await enter(open_service(config, catalog, classes, images))
-        yield Running(service, catalog, driver, config, config.api.socket)
+        yield Running(service, catalog, classes, driver, config, config.api.socket)
 
 
 @asynccontextmanager

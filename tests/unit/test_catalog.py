@@ -196,7 +196,7 @@ async def test_disks_to_keep_are_those_of_whole_things(tmp_path: Path) -> None:
 
         await catalog.write("made", make)
         asked = [*rows, "taken", "unknown"]
-        kept = await catalog.read(lambda tx: tx.disks_to_keep(asked))
+        kept = await catalog.read(lambda tx: tx.disks.to_keep(asked))
     assert kept == {"live", "trash", "taken"}
 
 

@@ -34,6 +34,14 @@ def test_minimal_file_has_defaults(tmp_path: Path) -> None:
     assert config.classes["sbs"].overcommit == 10
 
 
+def test_thick_class_has_defaults(tmp_path: Path) -> None:
+    text = MINIMAL + '[classes.slow]\nkind = "thick"\nvg = "vg1"\nreserve = "1GiB"\n'
+    section = read_config(write(tmp_path, text)).classes["slow"]
+    assert (section.reserve, section.chunk, section.max_snapshots) == (1024**3, 4096, 4)
+    assert section.snapshot_size_percent == section.snapshot_grow_percent == 10
+    assert section.snapshot_grow_at_percent == 70
+
+
 def test_durations_are_text_or_seconds(tmp_path: Path) -> None:
     config = read_config(write(tmp_path, MINIMAL + '[trash]\nkeep = "7d"\n[lvm]\nmax_suspend = 3'))
     assert (config.trash.keep, config.lvm.max_suspend) == (7 * 86400, 3)
@@ -51,6 +59,14 @@ def test_durations_are_text_or_seconds(tmp_path: Path) -> None:
         ("[classes.other]\nkind = 'thin'\nvg = 'vg0'", "a volume group of its own"),
         ("[classes.other]\nkind = 'magic'\nvg = 'vg1'", "classes.other.kind"),
         ("[classes.other]\nkind = 'thin'\nvg = '../../etc'", "classes.other.vg"),
+        ("[classes.b]\nkind = 'thick'\nvg = 'v'\nchunk = '5KiB'", "a power of two from 4KiB"),
+        (
+            "[classes.b]\nkind = 'thick'\nvg = 'v'\nchunk = '1MiB'",
+            "b.chunk: a power of two from 4KiB",
+        ),
+        ("[classes.b]\nkind = 'thick'\nvg = 'v'\npool = 'p'", "classes.b.pool: unknown option"),
+        ("[classes.b]\nvg = 'v'", "classes.b.kind: "),
+        ("[classes.b]\nkind = 'thick'\nvg = 'vg0'", "a volume group of its own"),
         ("[classes.'Bad Name']\nkind = 'thin'\nvg = 'vg1'", "classes"),
         ("not toml at all", "Expected"),
     ],

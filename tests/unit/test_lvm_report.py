@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from blockd.domain.errors import StorageError
-from blockd.storage.lvm_report import parse_lvs, parse_pvs, parse_vg_bytes
+from blockd.storage.lvm_report import parse_lvs, parse_pvs, parse_vg
 
 DATA = Path(__file__).parents[1] / "data"
 MIB = 1024**2
@@ -29,12 +29,26 @@ def test_lvs_of_pool_volume_snapshot_and_plain_lv() -> None:
     assert len(pool.uuid) == len(pool.vg_uuid) == 38
 
 
+def test_lvs_of_a_grown_origin_and_its_snapshots_one_being_merged() -> None:
+    lvs = parse_lvs((DATA / "lvs-thick-2.03.16.json").read_bytes())
+    found = {lv.name: lv for lv in lvs}
+    assert len(found) == len(lvs), "LVM has a row for each of the origin's two segments"
+    origin, kept, merging = found["o"], found["c1"], found["c2"]
+    assert (origin.kind, origin.size_bytes, origin.origin) == ("linear", 96 * MIB, "")
+    assert (kept.size_bytes, kept.origin, kept.origin_bytes) == (8 * MIB, "o", 64 * MIB)
+    assert (origin.is_merging, kept.is_merging, merging.is_merging) == (True, False, True)
+    assert merging.origin == "o"
+    assert found["s1"].origin == "v1"
+    assert (found["s1"].origin_bytes, found["plain"].is_merging) == (0, False)
+
+
 def test_pvs_and_vgs() -> None:
     (volume,) = parse_pvs((DATA / "pvs-2.03.16.json").read_bytes())
     assert (volume.device, volume.vg) == ("/dev/ubda", "t")
-    free_bytes, extent_bytes = parse_vg_bytes((DATA / "vgs-2.03.16.json").read_bytes())
-    assert extent_bytes == 4 * MIB
-    assert 0 < free_bytes < 4096 * MIB
+    group = parse_vg((DATA / "vgs-2.03.16.json").read_bytes())
+    assert group.extent_bytes == 4 * MIB
+    assert 0 < group.free_bytes < group.size_bytes < 4096 * MIB
+    assert len(group.uuid) == 38
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,9 @@ EXPECTED = {
         (S.AVAILABLE, E.EXPORT): S.EXPORTING,
         (S.EXPORTING, E.EXPORTED): S.AVAILABLE,
         (S.EXPORTING, E.FAILED): S.AVAILABLE,
+        (S.AVAILABLE, E.LOST): S.ERROR,
+        (S.EXPORTING, E.LOST): S.ERROR,
+        (S.DELETED, E.LOST): S.DELETED,
     },
 }
 PAIRS = list(product(sorted(EXPECTED), Status, Event))

@@ -52,3 +52,21 @@ async def test_two_late_commands_keep_the_turn_until_both_have_ended() -> None:
     assert not waiting.done()
     first.set()
     await waiting
+
+
+async def test_urgent_turn_goes_before_those_that_wait_and_not_before_the_holder() -> None:
+    queue, order = VgQueue(lambda _: None), []
+
+    async def take(name: str, *, urgent: bool = False) -> None:
+        async with queue.turn(urgent=urgent):
+            order.append(name)
+
+    async with asyncio.TaskGroup() as tasks, queue.turn():
+        for name in ("first", "second"):
+            tasks.create_task(take(name))
+        await asyncio.sleep(0)
+        for name in ("one", "two"):
+            tasks.create_task(take(name, urgent=True))
+        await asyncio.sleep(0)
+        order.append("holder")
+    assert order == ["holder", "one", "two", "first", "second"]

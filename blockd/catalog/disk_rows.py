@@ -1,0 +1,107 @@
+"""The statements about disks: which of them somebody needs, whatever else is erased."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Final
+
+from blockd.domain.job import JobKind
+
+#: Rows that have a disk: all but those in error, in the trash or not.
+_WHOLE: Final = "status <> 'error' AND NOT (status = 'deleted' AND error IS NOT NULL)"
+
+
+class DiskRows:
+    """Part of a transaction."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._sql = connection
+
+    def to_keep(self, disks: Sequence[str]) -> set[str]:
+        """Those of `disks` that hold bytes of something whole, in the trash or not.
+
+        Its own, or as the origin of a snapshot.
+        """
+        marks = ", ".join("?" * len(disks))
+        kept: set[str] = set()
+        for column, table in (
+            ("disk", "volumes"),
+            ("disk", "snapshots"),
+            ("origin_disk", "snapshots"),
+        ):
+            where = f"{column} IN ({marks}) AND {_WHOLE}"
+            kept.update(self._texts(f"SELECT {column} FROM {table} WHERE {where}", disks))
+        kept.update(self._texts(f"SELECT disk FROM kept_origins WHERE disk IN ({marks})", disks))
+        return kept
+
+    def snapshots_of(self, origin_disk: str) -> int:
+        """How many snapshots need this origin, those in the trash included."""
+        (count,) = self._sql.execute(
+            f"SELECT count(*) FROM snapshots WHERE origin_disk = ? AND {_WHOLE}", [origin_disk]
+        ).fetchone()
+        return int(count)
+
+    def oldest_in_trash_of(self, origin_disk: str) -> str | None:
+        """The snapshot of this origin that was deleted first, and still has a disk."""
+        found = self._texts(
+            "SELECT id FROM snapshots WHERE origin_disk = ? AND status = 'deleted'"
+            " AND error IS NULL ORDER BY deleted_at, id LIMIT 1",
+            [origin_disk],
+        )
+        return next(iter(found), None)
+
+    def snapshot_on(self, disk: str) -> str | None:
+        """The snapshot whose bytes this disk holds."""
+        found = self._texts("SELECT id FROM snapshots WHERE disk = ?", [disk])
+        return next(iter(found), None)
+
+    def keep_origin(self, disk: str, storage_class: str, size_bytes: int) -> None:
+        """Its volume is erased, and snapshots still need it."""
+        row = [disk, storage_class, size_bytes]
+        self._sql.execute("INSERT INTO kept_origins VALUES (?, ?, ?)", row)
+
+    def kept_origins(self, storage_class: str) -> list[str]:
+        """Every origin that outlived its volume."""
+        where = "WHERE storage_class = ? ORDER BY disk"
+        return self._texts(f"SELECT disk FROM kept_origins {where}", [storage_class])
+
+    def release_origins(self, disks: Sequence[str]) -> list[str]:
+        """Forget, and answer, the kept ones among `disks` that no snapshot needs any more."""
+        released = []
+        for disk in disks:
+            kept = self._texts("SELECT disk FROM kept_origins WHERE disk = ?", [disk])
+            if kept and not self.snapshots_of(disk):
+                self._sql.execute("DELETE FROM kept_origins WHERE disk = ?", [disk])
+                released.append(disk)
+        return released
+
+    def hidden(self, storage_class: str) -> list[str]:
+        """Disks behind no front that snapshots need: of the trash, of reverts, kept origins."""
+        volumes = self._texts(
+            "SELECT disk FROM volumes WHERE storage_class = ? AND error IS NULL"
+            " AND status = 'deleted' ORDER BY disk",
+            [storage_class],
+        )
+        return [
+            *volumes,
+            *self.reverting(storage_class).values(),
+            *self.kept_origins(storage_class),
+        ]
+
+    def reverting(self, storage_class: str) -> dict[str, str]:
+        """The volumes that are being merged with a snapshot, and their disks."""
+        rows = self._sql.execute(
+            "SELECT v.id, v.disk FROM jobs j JOIN volumes v ON v.id = j.volume_id"
+            " WHERE j.phase <> '' AND j.kind = ? AND v.storage_class = ? ORDER BY v.id",
+            [JobKind.REVERT, storage_class],
+        )
+        return {str(id_): str(disk) for id_, disk in rows}
+
+    def is_reverting(self, volume_id: str) -> bool:
+        """Whether the volume's front is a revert's to take down and bring up."""
+        sql = "SELECT id FROM jobs WHERE volume_id = ? AND phase <> '' AND kind = ?"
+        return bool(self._texts(sql, [volume_id, JobKind.REVERT]))
+
+    def _texts(self, sql: str, args: Sequence[object]) -> list[str]:
+        return [str(text) for (text,) in self._sql.execute(sql, args)]

@@ -1,0 +1,52 @@
+"""The free space of a volume group, kept count of without asking LVM each time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from blockd.domain.errors import StorageError
+from blockd.storage.lvm_commands import LvmCommands
+
+
+class FreeExtents:
+    """Free bytes, in whole extents. Others may take some: that shows at the next recount."""
+
+    def __init__(self, lvm: LvmCommands) -> None:
+        self._lvm = lvm
+        self._is_stale = False
+        self.vg_uuid = ""
+        self.size_bytes = self.free_bytes = 0
+        self.extent_bytes = 1
+
+    async def count(self) -> None:
+        """Ask LVM: one process.
+
+        Raises:
+            LvmFailed: there is no such volume group.
+        """
+        group = await self._lvm.vg_facts()
+        self.vg_uuid, self.extent_bytes = group.uuid, group.extent_bytes
+        self.size_bytes, self.free_bytes = group.size_bytes, group.free_bytes
+        self._is_stale = False
+
+    def extents(self, size_bytes: int) -> int:
+        """Rounded up to whole extents."""
+        return -(-size_bytes // self.extent_bytes) * self.extent_bytes
+
+    @asynccontextmanager
+    async def taking(self, count_bytes: int) -> AsyncIterator[None]:
+        """An LVM command that takes `count_bytes` (or gives: negative), within a turn.
+
+        When it fails, nobody knows what it did, and LVM is asked.
+        """
+        if self._is_stale:
+            await self.count()
+        self._is_stale = True  # for whoever comes after a cancellation, or while LVM still runs
+        try:
+            yield
+        except StorageError:
+            await self.count()
+            raise
+        self.free_bytes -= count_bytes
+        self._is_stale = False

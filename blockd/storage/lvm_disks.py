@@ -1,0 +1,223 @@
+"""What all classes of LVs have in common: one queue, one tag, fronts over disks.
+
+An LV is ours if it bears the catalog's tag and the caller names it, who knows it from the catalog;
+LVs of others in the volume group are never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockd.domain.errors import InUse, StorageError, StorageOverdue
+from blockd.domain.front import FrontSpec
+from blockd.domain.units import SECTOR_BYTES
+from blockd.domain.volume import Device, OpenDisk
+from blockd.storage.disk_reading import DiskReading
+from blockd.storage.dm import DeviceInfo, DeviceMapper, lv_device_name, lv_of_device_name
+from blockd.storage.fronts import Fronts, Lower
+from blockd.storage.lvm_commands import LvmCommands, LvmFailed
+from blockd.storage.lvm_report import LogicalVolume
+from blockd.storage.vg_queue import VgQueue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassSettings:
+    """Where a class lives and how patient it is.
+
+    Attributes:
+        name: the class's, e.g. `sbs`.
+        system_dir: holds our `lvm.conf`.
+        udev: whether udevd runs.
+        command_timeout_s: after this an LVM command is overdue; it is never killed.
+        max_suspend_s: the longest a volume may stand still for a snapshot.
+    """
+
+    name: str
+    vg: str
+    system_dir: Path
+    udev: bool
+    command_timeout_s: float
+    max_suspend_s: float
+
+
+class LvmDisks:
+    """The part of `service.ports.StorageDriver` that does not depend on the kind of LV."""
+
+    _reading: DiskReading
+
+    def __init__(
+        self,
+        vg: str,
+        catalog_id: str,
+        lvm: LvmCommands,
+        fronts: Fronts,
+        mapper: DeviceMapper,
+        queue: VgQueue,
+    ) -> None:
+        self._vg, self._lvm, self._fronts, self._mapper = vg, lvm, fronts, mapper
+        self._queue = queue
+        self._tag = f"blockd.{catalog_id}"
+        self.vg_uuid = ""
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """See the port."""
+        return self._queue.turn()
+
+    # disks
+
+    async def seal(self, disk: str) -> None:
+        try:
+            await self._lvm.seal(disk)
+        except LvmFailed:
+            found = await self._found(disk)
+            if found is None or found.writable:
+                raise
+            await self._lvm.deactivate([disk])
+
+    async def disks(self) -> Mapping[str, int]:
+        return {lv.name: lv.size_bytes for lv in await self._lvm.lvs() if self._ours(lv)}
+
+    async def _make(self, disk: str, make: Callable[[], Awaitable[None]]) -> None:
+        """Run `make`; if that fails, remove what an earlier attempt left, and try once more."""
+        try:
+            await make()
+        except StorageOverdue:
+            raise
+        except StorageError as err:
+            if isinstance(err, LvmFailed) and err.misses_disks:
+                await self._lvm.find_disks()
+                await make()
+                return
+            remains = await self._found(disk)
+            if remains is None:
+                raise
+            if not self._ours(remains):
+                raise StorageError(
+                    f"LV {self._vg}/{disk} exists and is not blockd's: rename or remove it"
+                ) from None
+            await self._remove_remains(remains)
+            await make()
+
+    async def _remove_remains(self, remains: LogicalVolume) -> None:
+        await self._lvm.remove([remains.name], self._tag)
+
+    async def _found(self, disk: str) -> LogicalVolume | None:
+        return next((lv for lv in await self._lvm.lvs() if lv.name == disk), None)
+
+    def _ours(self, lv: LogicalVolume) -> bool:
+        return self._tag in lv.tags
+
+    # reading and writing them ourselves
+
+    def reading(self, disk: str) -> AbstractAsyncContextManager[OpenDisk]:
+        """See the port."""
+        return self._reading.reading(disk)
+
+    def writing(self, disk: str) -> AbstractAsyncContextManager[OpenDisk]:
+        """See the port."""
+        return self._reading.writing(disk)
+
+    async def _put_away_left_active(self) -> list[str]:
+        """At start: what a crash left active for a reader; whoever needs it activates it again."""
+        try:
+            if left := {info.name for info in self._reading.left_active()}:
+                there = {lv_device_name(self._vg, disk): disk for disk in await self.disks()}
+                if ours := [disk for name, disk in there.items() if name in left]:
+                    await self._lvm.deactivate(ours)
+        except StorageError as err:
+            return [str(err)]
+        return []
+
+    # fronts
+
+    async def connect(self, front: FrontSpec) -> None:
+        lower = await self._lower(front.disk)
+        await self._fronts.connect(front.volume_id, lower, front.size_bytes)
+
+    async def disconnect(self, volume_id: str) -> None:
+        await self._fronts.disconnect(volume_id)
+
+    async def swap(self, front: FrontSpec) -> None:
+        lower = await self._lower(front.disk)
+        await self._fronts.swap(front.volume_id, lower, front.size_bytes)
+
+    async def disk_behind(self, volume_id: str) -> str | None:
+        number = self._fronts.number_behind(volume_id)
+        info = None if number is None else self._mapper.info_of_number(number)
+        return None if info is None else lv_of_device_name(self._vg, info.name)
+
+    def is_open(self, volume_id: str) -> bool:
+        return self._fronts.is_open(volume_id)
+
+    def device(self, front: FrontSpec) -> Device:
+        return Device(str(self._fronts.path(front.volume_id)), front.size_bytes)
+
+    async def _lower(self, disk: str) -> Lower:
+        """The device of an LV, which is activated if it is not."""
+        lower = self._active(disk)
+        if lower is None:
+            await self._lvm.activate([disk])
+            lower = self._active(disk)
+        if lower is None:
+            raise StorageError(f"LV {self._vg}/{disk} has no device after activation")
+        return lower
+
+    def _info(self, disk: str) -> DeviceInfo | None:
+        return self._mapper.info_of_name(lv_device_name(self._vg, disk))
+
+    def _active(self, disk: str) -> Lower | None:
+        info = self._info(disk)
+        if info is None or not info.has_table:
+            return None
+        sectors = sum(target.length_sectors for target in self._mapper.table(info.uuid))
+        return Lower(info.number, sectors * SECTOR_BYTES)
+
+    # start
+
+    async def _start_fronts(self, fronts: Sequence[FrontSpec], hidden: Sequence[str]) -> list[str]:
+        """Activate what is needed and not active, and make the fronts be as listed."""
+        problems = []
+        needed = dict.fromkeys([*(front.disk for front in fronts), *hidden])
+        missing = [disk for disk in needed if self._active(disk) is None]
+        if missing:
+            problems += await self._activate_what_exists(missing)
+        wanted = {front.volume_id: front for front in fronts}
+        there = self._fronts.ours()
+        for volume_id, info in there.items():
+            if volume_id not in wanted and info.open_count == 0:
+                try:
+                    await self._fronts.disconnect(volume_id)
+                except (InUse, StorageError) as err:
+                    problems.append(f"front of no volume: {err}")
+        for volume_id, front in wanted.items():
+            lower = self._active(front.disk)
+            # A front over another disk is a revert's, cut short between swap and commit: the
+            # journal brings the catalog after it.
+            if lower is None:
+                problems.append(f"volume {volume_id}: its LV {front.disk} is missing or inactive")
+            elif self._fronts.number_behind(volume_id) in (None, lower.number):
+                try:
+                    await self._fronts.connect(volume_id, lower, front.size_bytes)
+                except (StorageError, OSError) as err:
+                    problems.append(f"volume {volume_id}: {err}")
+        return problems
+
+    async def _activate_what_exists(self, disks: Sequence[str]) -> list[str]:
+        """All in one process; one more if that fails because some are gone.
+
+        LVM goes on past an LV that it cannot activate, so what is left is told and no more.
+        """
+        try:
+            await self._lvm.activate(disks)
+        except LvmFailed:
+            there = await self.disks()
+            present = [disk for disk in disks if disk in there and self._active(disk) is None]
+            try:
+                if present:
+                    await self._lvm.activate(present)
+            except LvmFailed as err:
+                return [str(err)]
+        return []

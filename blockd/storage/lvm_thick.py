@@ -1,0 +1,388 @@
+"""The class `bssd`: plain LVs with classic snapshots. Implements `service.ports.StorageDriver`.
+
+A snapshot is an LV of its own, the copy-on-write store, active whenever its origin is. What LVM and
+the kernel do, and what was measured: docs/decisions/0010-thick.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from blockd.domain.allocation import Allocation
+from blockd.domain.effects import SideEffects
+from blockd.domain.errors import StartError, StorageError
+from blockd.domain.front import FrontSpec
+from blockd.domain.pool import ClassTraits, PoolUse
+from blockd.domain.transfer import Progress
+from blockd.domain.units import GIB
+from blockd.host.command import Companion
+from blockd.storage.cow_sizes import CowSizes
+from blockd.storage.cow_watch import CowWatch
+from blockd.storage.disk_reading import DiskReading
+from blockd.storage.dm import DeviceMapper
+from blockd.storage.free_extents import FreeExtents
+from blockd.storage.fronts import Fronts, Lower, front_owner
+from blockd.storage.lvm_commands import LvmCommands, LvmFailed
+from blockd.storage.lvm_disks import ClassSettings, LvmDisks
+from blockd.storage.lvm_report import LogicalVolume
+from blockd.storage.thick_revert import ThickRevert
+from blockd.storage.vg_queue import VgQueue
+from blockd.storage.zero_fill import Fill, fill
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThickSettings(ClassSettings):
+    """And how its snapshots' stores are dimensioned: see `CowSizes` and `ClassTraits`."""
+
+    reserve_bytes: int = 0
+    max_snapshots: int = 4
+    first_percent: float = 10.0
+    grow_at_percent: float = 70.0
+    grow_percent: float = 10.0
+    chunk_bytes: int = 4096
+    least_store_bytes: int = GIB
+
+
+class LvmThick(LvmDisks):
+    """See the port for what each method promises."""
+
+    def __init__(
+        self,
+        settings: ThickSettings,
+        catalog_id: str,
+        lvm: LvmCommands,
+        fronts: Fronts,
+        mapper: DeviceMapper,
+        queue: VgQueue,
+        effects: SideEffects,
+    ) -> None:
+        super().__init__(settings.vg, catalog_id, lvm, fronts, mapper, queue)
+        self._settings, self._effects = settings, effects
+        self.traits = ClassTraits(True, settings.max_snapshots, settings.reserve_bytes)
+        self._reading = DiskReading(settings.vg, lvm, mapper, queue.turn, self._lower)
+        self._free = FreeExtents(lvm)
+
+    async def open(self) -> None:
+        """Look at what there is.
+
+        Raises:
+            StartError: there is no such volume group.
+        """
+        try:
+            await self._free.count()
+        except LvmFailed as err:
+            raise StartError(
+                f"volume group {self._vg}: {err}; `blockd make-pool` makes the volume group"
+            ) from err
+        self.vg_uuid = self._free.vg_uuid
+        settings = self._settings
+        self._sizes = CowSizes(
+            settings.chunk_bytes,
+            settings.first_percent,
+            settings.grow_at_percent,
+            settings.grow_percent,
+            self._free.extent_bytes,
+            settings.least_store_bytes,
+        )
+        self._watch = CowWatch(
+            self._sizes, self._mapper, self._grow_in_time, lambda: self._free.free_bytes
+        )
+        self._revert = ThickRevert(
+            self._lvm, self._mapper, self._info, self._found, self._watch, self._sizes, self._free
+        )
+
+    def close(self) -> None:
+        """Let go of the thread."""
+        self._watch.close()
+
+    async def watch(self) -> None:
+        """Keep the stores ahead of the writers, until cancelled."""
+        await self._watch.run()
+
+    # disks
+
+    async def create(self, disk: str, size_bytes: int) -> None:
+        """See the port."""
+
+        async def make() -> None:
+            async with self._free.taking(self._free.extents(size_bytes)):
+                await self._lvm.create_linear(disk, size_bytes, self._tag)
+
+        await self._make(disk, make)
+
+    async def clone(self, disk: str, snapshot_disk: str, size_bytes: int) -> None:
+        """See the port: `complete` copies."""
+        if self._info(snapshot_disk) is None and await self._found(snapshot_disk) is None:
+            raise StorageError(f"there is no LV {self._vg}/{snapshot_disk}")
+        await self.create(disk, size_bytes)
+
+    async def snapshot(self, snapshot_disk: str, disk: str, volume_id: str | None) -> None:
+        """See the port."""
+        store_bytes = self._sizes.first((await self._lower(disk)).size_bytes)
+
+        async def make() -> None:
+            async with self._free.taking(store_bytes):
+                if volume_id is None:
+                    await self._take(snapshot_disk, disk, store_bytes)
+                else:
+                    async with self._fronts.still(volume_id):
+                        await self._take(snapshot_disk, disk, store_bytes)
+
+        await self._make(snapshot_disk, make)
+
+    async def _take(self, snapshot_disk: str, disk: str, store_bytes: int) -> None:
+        """What LVM says is not enough: the kernel must have it, valid."""
+        await self._lvm.snapshot_cow(
+            snapshot_disk,
+            disk,
+            self._tag,
+            store_bytes,
+            self._settings.chunk_bytes,
+            timeout_s=self._settings.max_suspend_s,
+        )
+        info = self._info(snapshot_disk)
+        if info is None:
+            raise StorageError(f"LVM reported snapshot {snapshot_disk}, the kernel has none")
+        status = await self._watch.add(snapshot_disk, info.uuid)
+        if status.fault:
+            raise StorageError(f"snapshot {snapshot_disk} is {status.fault} from the beginning")
+
+    async def grow(self, disk: str, size_bytes: int) -> None:
+        """See the port. Snapshots keep their length: the kernel copies nothing behind it."""
+        lower = await self._lower(disk)
+        if lower.size_bytes >= size_bytes:
+            return
+        async with self._free.taking(self._free.extents(size_bytes) - lower.size_bytes):
+            if self._kind(disk) == "linear":
+                await self._lvm.extend(disk, size_bytes)
+            else:
+                await self._grow_origin(disk, size_bytes)
+        if (await self._lower(disk)).size_bytes < size_bytes:
+            raise StorageError(f"LVM reported that {disk} has grown, the kernel says it has not")
+
+    async def _grow_origin(self, disk: str, size_bytes: int) -> None:
+        try:
+            await self._lvm.extend_in_metadata(disk, size_bytes)
+        except LvmFailed:
+            # Refused, too, when an attempt that was cut short came as far as this.
+            found = await self._found(disk)
+            if found is None or found.size_bytes < size_bytes:
+                raise
+        await self._lvm.refresh(disk)
+
+    async def complete(
+        self,
+        disk: str,
+        size_bytes: int,
+        *,
+        old_bytes: int,
+        source: str | None,
+        source_bytes: int = 0,
+        progress: Progress,
+    ) -> None:
+        """See the port."""
+        async with self._reading.writing(disk) as target:
+            if target.size_bytes < size_bytes:
+                raise StorageError(f"{disk} has {target.size_bytes} bytes, not {size_bytes}")
+            with self._effects.around("disk fill"):
+                # In the extent that the disk ended in, zeros are not written again: snapshots of
+                # it would have to copy them.
+                looked_at = self._free.extents(old_bytes) - old_bytes
+                if source is None:
+                    order = Fill(
+                        target.path, old_bytes, target.size_bytes, looked_at_bytes=looked_at
+                    )
+                    await fill(order, progress)
+                    return
+                async with self._reading.reading(source) as opened:
+                    count = min(source_bytes or opened.size_bytes, opened.size_bytes)
+                    order = Fill(target.path, old_bytes, target.size_bytes, opened.path, count)
+                    await fill(order, progress)
+
+    async def erase(self, disks: Sequence[str]) -> None:
+        """See the port."""
+        if not disks:
+            return
+        lvs, wanted = await self._lvm.lvs(), set(disks)
+        ours = [lv for lv in lvs if lv.name in wanted and self._ours(lv)]
+        # A snapshot that is being merged goes with its origin.
+        going = {lv.name for lv in ours} | {lv.name for lv in lvs if lv.origin and lv.is_merging}
+        for lv in lvs:
+            if lv.origin in wanted and lv.name not in going:
+                raise StorageError(f"{lv.origin} is the origin of snapshot {lv.name}: not removed")
+        if not ours:
+            return
+        gone = [lv for lv in lvs if lv in ours or (lv.is_merging and lv.origin in wanted)]
+        async with self._free.taking(-sum(lv.size_bytes for lv in gone)):
+            for lv in gone:
+                self._watch.forget(lv.name)
+            try:
+                await self._lvm.remove([lv.name for lv in ours], self._tag)
+            except BaseException:
+                await asyncio.shield(self._watch_all())
+                raise
+        self._watch.look_now()
+
+    async def _remove_remains(self, remains: LogicalVolume) -> None:
+        await self.erase([remains.name])
+
+    async def disks(self) -> Mapping[str, int]:
+        """See the port; a snapshot has the size of what it pictures, not of its store."""
+        return {
+            lv.name: lv.origin_bytes or lv.size_bytes
+            for lv in await self._lvm.lvs()
+            if self._ours(lv) and not (lv.origin and lv.is_merging)
+        }
+
+    def _kind(self, disk: str) -> str:
+        """The kernel's target of an active disk: `linear`, `snapshot-origin`, `snapshot-merge`…"""
+        info = self._info(disk)
+        return "" if info is None else self._mapper.table(info.uuid)[0].kind
+
+    # stores
+
+    async def _grow_in_time(self, snapshot: str, size_bytes: int) -> None:
+        async with self._queue.turn(urgent=True):
+            if snapshot in self._watch:
+                await self._revert.extend_store(snapshot, size_bytes)
+
+    def losses(self) -> AsyncIterator[tuple[str, str]]:
+        """See the port."""
+        return self._watch.losses()
+
+    async def _lower(self, disk: str) -> Lower:
+        was_active = self._active(disk) is not None
+        lower = await super()._lower(disk)
+        if not was_active and self._kind(disk) != "linear":
+            await self._watch_all()  # its snapshots came with it
+        return lower
+
+    async def _watch_all(self) -> None:
+        """Watch every snapshot of ours that is there: one process."""
+        for lv in await self._lvm.lvs():
+            if lv.origin and self._ours(lv) and not lv.is_merging and lv.name not in self._watch:
+                info = self._info(lv.name)
+                if info is not None:
+                    await self._watch.add(lv.name, info.uuid)
+
+    # reverting
+
+    async def revert_bytes(self, disk: str, snapshot_disk: str, *, keep: bool) -> int:
+        """See the port."""
+        return await self._revert.needed_bytes(disk, snapshot_disk, keep=keep)
+
+    async def reserve_for_revert(self, disk: str, snapshot_disk: str) -> None:
+        """See the port."""
+        await self._revert.reserve(disk, snapshot_disk)
+
+    async def begin_merge(self, disk: str, snapshot_disk: str) -> None:
+        """See the port."""
+        await self._lower(disk)
+        await self._revert.begin(disk, snapshot_disk)
+
+    async def merged(self, disk: str, progress: Progress) -> None:
+        """See the port."""
+        if self._info(disk) is None:
+            async with self.turn():
+                await self._lower(disk)
+        await self._revert.merged(disk, progress)
+
+    async def end_merge(self, disk: str, snapshot_disk: str) -> None:
+        """See the port."""
+        await self._lower(disk)
+        await self._revert.end(disk, snapshot_disk)
+
+    async def allocation(self, disk: str, size_bytes: int) -> Allocation | None:
+        """See the port: a thick disk cannot tell."""
+        del disk, size_bytes
+        return None
+
+    # room
+
+    def volume_bytes(self, size_bytes: int) -> int:
+        """See the port."""
+        return self._free.extents(size_bytes)
+
+    def snapshot_bytes(self, size_bytes: int) -> int:
+        """See the port."""
+        return self._sizes.first(self._free.extents(size_bytes))
+
+    async def pool(self) -> PoolUse:
+        """See the port: as counted."""
+        size_bytes, free_bytes = self._free.size_bytes, self._free.free_bytes
+        return PoolUse(
+            storage_class=self._settings.name,
+            name=self._vg,
+            size_bytes=size_bytes,
+            used_bytes=size_bytes - free_bytes,
+            metadata_size_bytes=0,
+            metadata_used_bytes=0,
+            mode="rw",
+            needs_check=False,
+            free_bytes=free_bytes,
+        )
+
+    # start
+
+    async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> list[str]:
+        """See the port."""
+        problems = await self._put_away_left_active()
+        problems += await self._start_fronts(fronts, hidden)
+        try:
+            await self._watch_all()
+        except StorageError as err:
+            problems.append(f"class {self._settings.name}: no snapshot is watched: {err}")
+        return problems
+
+
+@asynccontextmanager
+async def open_lvm_thick(
+    settings: ThickSettings,
+    catalog_id: str,
+    mapper: DeviceMapper,
+    watchdog: Companion,
+    effects: SideEffects,
+    waited: Callable[[float], None],
+    find_disks: Callable[[], Awaitable[None]],
+) -> AsyncIterator[LvmThick]:
+    """The driver. The caller has locked its volume group, and no LVM command works in it.
+
+    Args:
+        waited: is told how long each turn was waited for.
+        find_disks: writes our LVM configuration anew, when disks were added behind our back.
+
+    Raises:
+        StartError: something is missing, or not fit.
+    """
+    queue = VgQueue(waited)
+    lvm = LvmCommands(
+        settings.vg,
+        settings.system_dir,
+        queue,
+        effects,
+        udev=settings.udev,
+        timeout_s=settings.command_timeout_s,
+        find_disks=find_disks,
+    )
+    fronts = Fronts(
+        mapper,
+        watchdog,
+        effects,
+        owner=front_owner(settings.name, catalog_id),
+        max_suspend_s=settings.max_suspend_s,
+    )
+    driver = LvmThick(settings, catalog_id, lvm, fronts, mapper, queue, effects)
+    try:
+        await driver.open()
+        watching = asyncio.create_task(driver.watch(), name="cow-watch")
+        try:
+            yield driver
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            driver.close()
+    finally:
+        fronts.close()
