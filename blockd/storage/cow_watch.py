@@ -21,7 +21,6 @@ from blockd.domain.units import MIB, format_size
 from blockd.storage.cow_sizes import CowSizes
 from blockd.storage.cow_status import CowStatus, parse_cow_status
 from blockd.storage.dm import DeviceMapper
-from blockd.storage.dm_events import dm_events
 
 log = structlog.get_logger()
 
@@ -89,7 +88,7 @@ class CowWatch:
         return list(self._stores)
 
     def look_now(self) -> None:
-        """Something changed, e.g. there is room again."""
+        """Something happened: an event of the kernel's, or there is room again."""
         self._wake.set()
 
     async def ask(self, uuid: str) -> tuple[int, CowStatus]:
@@ -107,20 +106,19 @@ class CowWatch:
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        with dm_events(self._wake.set):
-            while True:
+        while True:
+            try:
+                async with asyncio.timeout(self._wait_s()):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            for snapshot, store in list(self._stores.items()):
                 try:
-                    async with asyncio.timeout(self._wait_s()):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
-                self._wake.clear()
-                for snapshot, store in list(self._stores.items()):
-                    try:
-                        await self._look(snapshot, store)
-                    except Exception:
-                        # The others must be watched whatever happens to this one.
-                        log.exception("watching a snapshot's store", snapshot=snapshot)
+                    await self._look(snapshot, store)
+                except Exception:
+                    # The others must be watched whatever happens to this one.
+                    log.exception("watching a snapshot's store", snapshot=snapshot)
 
     def _wait_s(self) -> float | None:
         """A share of the time until a store could be full; None without stores."""
@@ -146,7 +144,10 @@ class CowWatch:
         if status.fault:
             self._give_up(snapshot, store.status, status.fault)
             return
-        rate = (status.used_bytes - store.status.used_bytes) / max(now - store.asked_at, 0.001)
+        # Not of a shorter time: an event may come right after the last look, and a few chunks
+        # would seem to be gigabytes a second.
+        elapsed_s = max(now - store.asked_at, _LEAST_WAIT_S)
+        rate = (status.used_bytes - store.status.used_bytes) / elapsed_s
         # Falls slowly, so that a pause between two bursts does not hide the second.
         store.rate_bytes_s = max(rate, store.rate_bytes_s * 0.8)
         self._fastest_bytes_s = max(self._fastest_bytes_s, rate)
@@ -177,6 +178,7 @@ class CowWatch:
         except StorageError as err:
             log.warning("a snapshot's store cannot grow", snapshot=snapshot, reason=str(err))
             return
+        store.refused_at_bytes = None
         log.info("snapshot's store grown", snapshot=snapshot, size_bytes=size_bytes)
         self._wake.set()  # what was written meanwhile may have it low again
 

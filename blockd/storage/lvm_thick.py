@@ -23,6 +23,7 @@ from blockd.storage.cow_sizes import CowSizes
 from blockd.storage.cow_watch import CowWatch
 from blockd.storage.disk_reading import DiskReading
 from blockd.storage.dm import DeviceMapper
+from blockd.storage.dm_events import dm_events
 from blockd.storage.free_extents import FreeExtents
 from blockd.storage.fronts import Fronts, Lower, front_owner
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
@@ -94,13 +95,17 @@ class LvmThick(LvmDisks):
             self._lvm, self._mapper, self._info, self._found, self._watch, self._sizes, self._free
         )
 
-    def close(self) -> None:
-        """Let go of the thread."""
-        self._watch.close()
-
-    async def watch(self) -> None:
-        """Keep the stores ahead of the writers, until cancelled."""
-        await self._watch.run()
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Keep the stores ahead of the writers for the length of the block."""
+        with dm_events(self._watch.look_now):
+            task = asyncio.create_task(self._watch.run(), name="cow-watch")
+            try:
+                yield
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                self._watch.close()
 
     # disks
 
@@ -377,12 +382,7 @@ async def open_lvm_thick(
     driver = LvmThick(settings, catalog_id, lvm, fronts, mapper, queue, effects)
     try:
         await driver.open()
-        watching = asyncio.create_task(driver.watch(), name="cow-watch")
-        try:
+        async with driver.watching():
             yield driver
-        finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
-            driver.close()
     finally:
         fronts.close()

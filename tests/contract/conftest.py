@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from tests.contract.lab_drivers import LAB_DISK, THICK_DISK, open_thick, open_thin
-from tests.contract.storage import FileStorage, Storage, ThickStorage, ThinStorage
+from tests.contract.storage import FileStorage, LvmStorage, Storage, ThickStorage, ThinStorage
 from tests.support.thick_files import ThickFileDriver
 
 
@@ -43,6 +43,13 @@ async def thin(thin_session: ThinStorage) -> AsyncIterator[ThinStorage]:
     """The thin driver; the pool is empty again after each test."""
     yield thin_session
     await thin_session.clean()
+
+
+@pytest.fixture(params=["thin", "thick"])
+def lvm(request: pytest.FixtureRequest) -> LvmStorage:
+    """Those with devices."""
+    chosen: LvmStorage = request.getfixturevalue(request.param)
+    return chosen
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -9,7 +9,7 @@ import pytest
 
 from blockd.domain.units import GIB, MIB
 from blockd.service.ports import FrontSpec
-from tests.contract.storage import Storage, ThinStorage
+from tests.contract.storage import LvmStorage, Storage
 from tests.support import stamps
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -58,9 +58,9 @@ async def test_write_beyond_the_end_never_becomes_part_of_the_volume(
 
 
 @pytest.mark.kernel
-async def test_write_beyond_the_end_of_a_device_is_refused(thin: ThinStorage) -> None:
-    front = await thin.volume(MIB + 512)
-    descriptor = thin.open_front(front)
+async def test_write_beyond_the_end_of_a_device_is_refused(lvm: LvmStorage) -> None:
+    front = await lvm.volume(MIB + 512)
+    descriptor = lvm.open_front(front)
     try:
         with pytest.raises(OSError, match="No space left"):
             os.pwrite(descriptor, bytes(512), front.size_bytes)

@@ -14,7 +14,7 @@ import pytest
 
 from blockd.domain.errors import InUse
 from blockd.domain.units import MIB
-from tests.contract.storage import ThinStorage
+from tests.contract.storage import LvmStorage
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.kernel]
 
@@ -69,26 +69,26 @@ def busy(directory: Path) -> Iterator[threading.Semaphore]:
 
 
 async def test_snapshot_of_a_mounted_busy_ext4_is_clean_without_replay(
-    thin: ThinStorage, tmp_path: Path
+    lvm: LvmStorage, tmp_path: Path
 ) -> None:
-    front = await thin.volume(SIZE)
-    run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(thin.path(front)))
+    front = await lvm.volume(SIZE)
+    run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(lvm.path(front)))
     async with asyncio.timeout(DEADLINE_S):
-        with mounted(thin.path(front), tmp_path / "mnt") as directory:
-            assert thin.driver.is_open(front.volume_id)
+        with mounted(lvm.path(front), tmp_path / "mnt") as directory:
+            assert lvm.driver.is_open(front.volume_id)
             with pytest.raises(InUse):
-                await thin.disconnect(front)
+                await lvm.disconnect(front)
             with busy(directory) as made:
                 for _ in range(20):
                     assert await asyncio.to_thread(made.acquire, timeout=DEADLINE_S)
-                snapshot = await thin.snapshot(front)
+                snapshot = await lvm.snapshot(front)
                 while made.acquire(blocking=False):
                     pass
                 # Thawed: writing goes on.
                 assert await asyncio.to_thread(made.acquire, timeout=DEADLINE_S)
-        assert not thin.driver.is_open(front.volume_id)
-    clone = await thin.clone(snapshot, SIZE)
-    assert "needs_recovery" not in run("dumpe2fs", "-h", str(thin.path(clone)))
-    run("e2fsck", "-fn", str(thin.path(clone)))
-    with mounted(thin.path(clone), tmp_path / "clone") as directory:
+        assert not lvm.driver.is_open(front.volume_id)
+    clone = await lvm.clone(snapshot, SIZE)
+    assert "needs_recovery" not in run("dumpe2fs", "-h", str(lvm.path(clone)))
+    run("e2fsck", "-fn", str(lvm.path(clone)))
+    with mounted(lvm.path(clone), tmp_path / "clone") as directory:
         assert any(path.name.startswith("renamed-") for path in directory.iterdir())
