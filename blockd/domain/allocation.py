@@ -180,10 +180,13 @@ class Allocation:
 
     def _next_used(self, byte: int) -> int:
         """The first byte from `byte` on that is not 0, or the end."""
+        while self._bits.startswith(_EMPTY, byte):
+            byte += len(_EMPTY)
         found = _USED.search(self._bits, byte)
         return len(self._bits) if found is None else found.start()
 
 
+_EMPTY: Final = bytes(512)
 _USED: Final = re.compile(rb"[^\0]")
 _BITS_OF: Final = tuple(tuple(bit for bit in range(8) if value >> bit & 1) for value in range(256))
 

@@ -7,6 +7,7 @@ holds, and is there when the last byte is. qemu-img itself never sees the disk.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import mmap
 import os
@@ -16,7 +17,7 @@ import struct
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import Final
 
@@ -24,12 +25,13 @@ from blockd.domain.allocation import CLUSTER_BYTES
 from blockd.domain.errors import StorageError
 from blockd.domain.volume import OpenDisk
 from blockd.transfer.digest import ContentDigest, cluster_sums
-from blockd.transfer.nbd import Buffer
+from blockd.transfer.nbd import MOST_BYTES, Buffer
 
-#: What qemu-img writes at once, at most (QEMU, qemu-img.c: IO_BUF_SIZE).
-_PIECE_BYTES: Final = 2 * 1024**2
+_PIECE_BYTES: Final = MOST_BYTES
 _PIECES_TO_WRITE: Final = 6
 _PIECES_TO_READ: Final = 2
+#: Writes that are not read back yet: enough to bridge a slow moment, and still in the disk's cache.
+_MOST_BEHIND: Final = 64
 
 _BLKSSZGET: Final = 0x1268  # linux/fs.h: the logical block size, an int
 _FILE_BLOCK_BYTES: Final = 4096
@@ -56,6 +58,7 @@ class DiskSink:
         self._direct, self._buffered, self._block_bytes = direct, buffered, block_bytes
         self._threads = pool
         self._room = asyncio.Semaphore(_PIECES_TO_WRITE)
+        self._behind = asyncio.Semaphore(_MOST_BEHIND)
         self._placed = mmap.mmap(-1, _PIECE_BYTES)  # what `place` gave last
         self._spare = [self._placed]
         self._end = 0  # nothing beyond it was written
@@ -65,6 +68,7 @@ class DiskSink:
             self._to_read.put(mmap.mmap(-1, _PIECE_BYTES))
         self._digest = ContentDigest()
         self._following = asyncio.create_task(self._follow(), name="reading back")
+        self._following.add_done_callback(lambda _: self._behind.release())  # `place` shall know
 
     # what qemu-img asks
 
@@ -78,14 +82,12 @@ class DiskSink:
         """Room for one write, behind all before it."""
         if offset < self._end:
             raise StorageError(f"qemu-img wrote at {offset} out of its turn: the import is wrong")
-        await self._room.acquire()
+        await self._behind.acquire()
         if self._following.done():  # it has failed: a write, or a look at one
-            self._room.release()
+            self._behind.release()
             self._following.result()
-        if self._spare and length <= _PIECE_BYTES:
-            self._placed = self._spare.pop()
-        else:
-            self._placed = mmap.mmap(-1, max(length, _PIECE_BYTES))
+        await self._room.acquire()
+        self._placed = self._spare.pop() if self._spare else mmap.mmap(-1, _PIECE_BYTES)
         return [memoryview(self._placed)[:length]]
 
     async def written(self, offset: int, length: int) -> None:
@@ -151,6 +153,7 @@ class DiskSink:
             end = offset + length
             # Of the last cluster there may be more to come.
             await look(end // CLUSTER_BYTES * CLUSTER_BYTES)
+            self._behind.release()
         await look(_clusters_up(end))
         while reading:
             await self._add(*reading.popleft())
@@ -159,8 +162,7 @@ class DiskSink:
         self._digest.add_sums(first, await reading)
 
     def _give_back(self, buffer: mmap.mmap) -> None:
-        if len(buffer) == _PIECE_BYTES:
-            self._spare.append(buffer)
+        self._spare.append(buffer)
         self._room.release()
 
     # in threads
@@ -211,24 +213,46 @@ async def disk_sink(disk: OpenDisk, size_bytes: int) -> AsyncIterator[DiskSink]:
     Raises:
         StorageError: the disk cannot be opened.
     """
-    flags = os.O_RDWR | os.O_CLOEXEC
+    with ExitStack() as opened:
+        buffered = _opened(opened, disk.path, 0)
+        try:
+            direct = _opened(opened, disk.path, os.O_DIRECT)
+        except StorageError as err:
+            # A file system that cannot, under a test. Anything else must not go unnoticed: what is
+            # read back would come from the page cache.
+            if not isinstance(err.__cause__, OSError) or err.__cause__.errno != errno.EINVAL:
+                raise
+            direct = buffered
+        block_bytes = _block_bytes(buffered)
+        pool = ThreadPoolExecutor(_PIECES_TO_READ + 1, "disk")
+        sink = DiskSink(direct, buffered, size_bytes, block_bytes, pool)
+        try:
+            yield sink
+        finally:
+            # To its end, however often we are told to leave: threads write to what is closed next.
+            ending = asyncio.ensure_future(_end(sink, pool))
+            cancelled = False
+            while not ending.done():
+                try:
+                    await asyncio.shield(ending)
+                except asyncio.CancelledError:
+                    cancelled = True
+            if cancelled:
+                raise asyncio.CancelledError
+
+
+async def _end(sink: DiskSink, pool: ThreadPoolExecutor) -> None:
+    await sink.close()
+    await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
+
+
+def _opened(stack: ExitStack, path: str, flag: int) -> int:
     try:
-        buffered = os.open(disk.path, flags)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flag)
     except OSError as err:
         raise StorageError(f"the disk cannot be opened: {err.strerror}") from err
-    try:
-        direct = os.open(disk.path, flags | os.O_DIRECT)
-    except OSError:  # a file system without it: tests on a tmpfs of an old kernel
-        direct = os.dup(buffered)
-    pool = ThreadPoolExecutor(_PIECES_TO_READ + 1, "disk")
-    sink = DiskSink(direct, buffered, size_bytes, _block_bytes(buffered), pool)
-    try:
-        yield sink
-    finally:
-        await sink.close()
-        await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
-        os.close(direct)
-        os.close(buffered)
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 def _clusters_up(offset: int) -> int:

@@ -32,7 +32,7 @@ from blockd.transfer.planned_sink import PlannedSink, add_clusters
 from blockd.transfer.qcow2_header import HEAD_BYTES, check_header
 from blockd.transfer.qcow2_plan import Skeleton, SourceView, TargetPlan
 from blockd.transfer.qemu_img import Nbd, QemuImg, Raw, View
-from blockd.transfer.s3 import ObjectStore
+from blockd.transfer.s3 import ObjectFacts, ObjectStore
 from blockd.transfer.s3_answers import Part
 from blockd.transfer.trailer import TRAILER_BYTES, Trailer, read_trailer, write_trailer
 
@@ -324,8 +324,9 @@ class _Upload:
     ) -> None:
         """Make it the object, if every part is there, and see that it is.
 
-        A server that answers with the ETag made of our parts' MD5s has named the very bytes it
-        joined. With any other answer, or none, the object is looked at: whose, and how long.
+        Each part's ETag was compared with the MD5 of what was sent, so a server that answers with
+        the ETag made of them has named the very bytes it joined. With any other answer, or none,
+        the object is looked at: whose it is, and how long.
         """
         count = -(-object_bytes // self.part_bytes)
         if sorted(etags) != list(range(1, count + 1)):
@@ -347,12 +348,31 @@ class _Upload:
                 f"s3://{order.bucket}/{order.key} is not there after its completion: was it, or "
                 "its bucket, deleted meanwhile?"
             ) from None
-        if facts.metadata.get(_JOB, order.job_id) != order.job_id:
-            raise StorageError("the object was replaced while it was being completed")
+        if not await self._is_ours(facts, joined_etag(in_order)):
+            raise StorageError(
+                f"s3://{order.bucket}/{order.key} is not what was sent: the server has lost the "
+                "upload, or the object was replaced while it was being completed"
+            )
         if facts.size_bytes != object_bytes:
             raise StorageError(
                 f"the object has {format_size(facts.size_bytes)}, {object_bytes} bytes were sent"
             )
+
+    async def _is_ours(self, facts: ObjectFacts, etag: str | None) -> bool:
+        """Whether an object is the one that was sent: by its metadata, its ETag, or its trailer.
+
+        Some servers forget metadata (rclone, when it is started again).
+        """
+        order = self._order
+        if _JOB in facts.metadata:
+            return facts.metadata[_JOB] == order.job_id
+        if etag is not None and facts.etag.strip('"') == etag:
+            return True
+        tail = bytearray(min(TRAILER_BYTES, facts.size_bytes))
+        begin = facts.size_bytes - len(tail)
+        await self._store.read(order.bucket, order.key, facts.etag, begin, memoryview(tail))
+        trailer = read_trailer(bytes(tail), facts.size_bytes)
+        return trailer is not None and trailer.job_id == order.job_id
 
 
 def joined_etag(etags: Sequence[str]) -> str | None:

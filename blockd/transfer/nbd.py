@@ -37,7 +37,8 @@ _INFO_EXPORT, _INFO_BLOCK_SIZE = 0, 3
 _HAS_FLAGS, _READ_ONLY, _SEND_FLUSH, _SEND_FUA, _SEND_TRIM, _SEND_ZEROES = 1, 2, 4, 8, 32, 64
 _READ, _WRITE, _DISCONNECT, _FLUSH, _TRIM, _WRITE_ZEROES = 0, 1, 2, 3, 4, 6
 
-_BLOCK_SIZES: Final = (1, 65536, 32 * 1024**2)
+#: Least, preferred and largest: qemu-img copies in pieces of 2 MiB, and splits what is larger.
+_BLOCK_SIZES: Final = (1, 65536, 2 * 1024**2)
 MOST_BYTES: Final = _BLOCK_SIZES[2]
 _MOST_OPTION_BYTES: Final = 4096
 _HANDSHAKE_S: Final = 30.0

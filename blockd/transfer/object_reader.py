@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
+from blockd.domain.errors import StorageError
 from blockd.domain.transfer import ImageFacts
 from blockd.transfer.nbd import Buffer, ReadOnlyExport
 from blockd.transfer.s3 import ObjectStore
@@ -20,7 +21,14 @@ from blockd.transfer.s3 import ObjectStore
 #: Asking costs a millisecond of processor time (signature, headers), so not too small; a dozen are
 #: 48 MiB, the memory of one import but for what is being written.
 _BLOCK_BYTES = 4 * 1024**2
-_KEPT_BLOCKS = 9
+_LEAST_KEPT_BLOCKS = 9
+#: What is read out of order comes alone, in whole pieces of this.
+_ALONE_BYTES = 64 * 1024
+_MOST_ALONE_BYTES = 256 * 1024
+#: A read that begins so close behind the one before goes on with it.
+_GAP_BYTES = 64 * 1024
+#: No honest image is read more often than this; a hostile one could be, for ever.
+_MOST_TIMES, _MORE_BYTES = 16, 1024**3
 
 
 class ObjectReader(ReadOnlyExport):
@@ -38,8 +46,11 @@ class ObjectReader(ReadOnlyExport):
         self.size_bytes = image.object_bytes
         self._store, self._image, self._on_bytes = store, image, on_bytes
         self._ahead_blocks = ahead_blocks
+        # Those ahead must not push out the one that is being read.
+        self._kept_blocks = max(_LEAST_KEPT_BLOCKS, ahead_blocks + 5)
+        self._may_fetch_bytes = _MOST_TIMES * image.object_bytes + _MORE_BYTES
         self._blocks: OrderedDict[int, asyncio.Task[bytearray]] = OrderedDict()
-        self._last = -2  # the block of the latest read that went upwards
+        self._end = -_GAP_BYTES - 1  # of the latest read
 
     async def __aenter__(self) -> Self:
         return self
@@ -63,13 +74,17 @@ class ObjectReader(ReadOnlyExport):
             ObjectStoreError: the object changed, or cannot be had.
         """
         first, last = offset // _BLOCK_BYTES, (offset + length - 1) // _BLOCK_BYTES
+        goes_on = 0 <= offset - self._end <= _GAP_BYTES or length > _MOST_ALONE_BYTES
+        self._end = offset + length
+        if not goes_on and first not in self._blocks:
+            # Clusters in the order in which a guest happened to write them: a block for each would
+            # be the object 60 times over.
+            return [await self._alone(offset, length)]
         wanted = [self._block(number) for number in range(first, last + 1)]
-        if first in (self._last, self._last + 1):
+        if goes_on:
             for number in range(last + 1, last + 1 + self._ahead_blocks):
                 if number * _BLOCK_BYTES < self.size_bytes:
                     self._block(number)
-        if first >= self._last or first == 0:
-            self._last = last
         self._forget()
         pieces: list[Buffer] = []
         for number, task in enumerate(wanted, first):
@@ -90,17 +105,30 @@ class ObjectReader(ReadOnlyExport):
 
     async def _fetch(self, number: int) -> bytearray:
         offset = number * _BLOCK_BYTES
-        block = bytearray(min(_BLOCK_BYTES, self.size_bytes - offset))
-        image = self._image
-        with memoryview(block) as view:
+        return await self._get(offset, min(_BLOCK_BYTES, self.size_bytes - offset))
+
+    async def _alone(self, offset: int, length: int) -> memoryview:
+        begin = offset // _ALONE_BYTES * _ALONE_BYTES
+        end = min(-(-(offset + length) // _ALONE_BYTES) * _ALONE_BYTES, self.size_bytes)
+        found = await self._get(begin, end - begin)
+        return memoryview(found)[offset - begin :][:length]
+
+    async def _get(self, offset: int, length: int) -> bytearray:
+        self._may_fetch_bytes -= length
+        if self._may_fetch_bytes < 0:
+            raise StorageError(
+                "the image is read over and over: its tables name the same clusters again and again"
+            )
+        found, image = bytearray(length), self._image
+        with memoryview(found) as view:
             await self._store.read(image.bucket, image.key, image.etag, offset, view)
-        self._on_bytes(len(block))
-        return block
+        self._on_bytes(length)
+        return found
 
     def _forget(self) -> None:
         """Drop the blocks that were used longest ago, but none that is on its way."""
         for number in list(self._blocks):
-            if len(self._blocks) <= _KEPT_BLOCKS:
+            if len(self._blocks) <= self._kept_blocks:
                 return
             if self._blocks[number].done():
                 del self._blocks[number]

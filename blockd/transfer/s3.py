@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -191,13 +192,17 @@ class ObjectStore:
     async def upload_part(
         self, bucket: str, key: str, upload_id: str, number: int, data: Buffer
     ) -> str:
-        """The part's ETag. The server compares the bytes with their SHA-256, or TLS does.
+        """The part's ETag, which is compared with the MD5 of the bytes where it is one.
+
+        So it is known that the server has what we have, also of those that do not look at the
+        signed SHA-256 (rclone does not). Where the server encrypts with keys of its own the ETag
+        is something else, and is believed. Source: S3 API reference, common response headers.
 
         Raises:
             UploadGone: there is no such upload (any more).
         """
         view = memoryview(data)
-        sha256 = _UNSIGNED if self._is_private else await asyncio.to_thread(_sha256, view)
+        sha256, md5 = await asyncio.to_thread(_sums, view, signed=not self._is_private)
         query = {"partNumber": str(number), "uploadId": upload_id}
         headers = {"Content-Length": str(len(view))}
 
@@ -215,6 +220,8 @@ class ObjectStore:
                 etag = answer.headers.get("ETag", "")
                 if not etag:
                     raise Transient("the server took a part and gave no ETag")
+                if _is_md5(etag, answer) and etag.strip('"') != md5:
+                    raise Transient("the server has stored a part that is not what was sent")
                 return etag
 
         with self._effects.around("s3 upload-part"):
@@ -458,8 +465,16 @@ async def _short(answer: aiohttp.ClientResponse) -> bytes:
     return body
 
 
-def _sha256(view: memoryview) -> str:
-    return hashlib.sha256(view).hexdigest()
+def _sums(view: memoryview, *, signed: bool) -> tuple[str, str]:
+    """What is signed of a part, and its MD5."""
+    sha256 = hashlib.sha256(view).hexdigest() if signed else _UNSIGNED
+    return sha256, hashlib.md5(view, usedforsecurity=False).hexdigest()
+
+
+def _is_md5(etag: str, answer: aiohttp.ClientResponse) -> bool:
+    by_key = answer.headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
+    by_customer = "x-amz-server-side-encryption-customer-algorithm" in answer.headers
+    return not by_key and not by_customer and re.fullmatch('"?[0-9a-f]{32}"?', etag) is not None
 
 
 __all__ = ["Endpoint", "Fault", "Keys", "ObjectFacts", "ObjectStore", "open_object_store"]

@@ -56,6 +56,7 @@ FAULTS = {
     "hung": Fault(is_part(3), "hang", times=1),
     "answer to the completion lost": Fault(is_any("POST upload"), "cut", times=1),
     "completion refused once": Fault(is_any("POST upload"), "refuse", times=1),
+    "damaged on the way": Fault(is_part(2), "damage", times=2),
     "completion answered with a foreign ETag": Fault(is_any("POST upload"), "rename", times=1),
 }
 
@@ -89,6 +90,23 @@ async def test_export_whose_completion_names_no_parts_is_looked_at(
         again = await rig.ended(await rig.export(snapshot, "again.qcow2"))
         assert again.state is JobState.SUCCEEDED
         assert store.count("HEAD") == 3, "the answer named the parts"
+
+
+async def test_export_whose_upload_was_lost_is_not_taken_for_the_object_that_is_there(
+    tmp_path: Path, store: FaultyStore
+) -> None:
+    async with transfer_rig(tmp_path, store, patience="5s") as rig:
+        snapshot = await rig.snapshot(data_mib=6)
+        assert (await rig.ended(await rig.export(snapshot, "yesterday.qcow2"))).error is None
+        yesterday = rig.server.object("yesterday.qcow2").read_bytes()
+        former = rig.server.object(KEY)
+        former.parent.mkdir(parents=True, exist_ok=True)
+        former.write_bytes(yesterday)  # of the same size, and a server that forgot whose it is
+        store.faults.append(Fault(is_any("POST upload"), "call", action=rig.server.abort_uploads))
+        job = await rig.ended(await rig.export(snapshot))
+        assert job.state is JobState.FAILED
+        assert "is not what was sent" in str(job.error)
+        assert former.read_bytes() == yesterday
 
 
 PERMANENT = {

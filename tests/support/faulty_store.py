@@ -26,8 +26,8 @@ class Fault:
     Attributes:
         does: `refuse` (reset before an answer), `reset` (in the middle of the body, whichever goes
             that way), `status` (answer with `status` and `code`), `hang`, `cut` (end the answer's
-            body early), `call` (run `action`, then go on), or `rename` (the answer's ETags are
-            others than S3 would give).
+            body early), `call` (run `action`, then go on), `rename` (the answer's ETags are
+            others than S3 would give), or `damage` (a byte of the body is another one).
     """
 
     matches: Matches
@@ -89,7 +89,14 @@ class FaultyStore:
                     await request.content.readexactly(100_000)
                     return _reset(request)
         does = "" if fault is None else fault.does
-        return await self._forward(request, cuts=does in ("cut", "reset"), renames=does == "rename")
+        body: object = request.content if request.can_read_body else None
+        if does == "damage":
+            damaged = bytearray(await request.read())
+            damaged[len(damaged) // 2] ^= 1
+            body = bytes(damaged)
+        return await self._forward(
+            request, body, cuts=does in ("cut", "reset"), renames=does == "rename"
+        )
 
     def _take(self, kind: str) -> Fault | None:
         for fault in self.faults:
@@ -99,13 +106,12 @@ class FaultyStore:
         return None
 
     async def _forward(
-        self, request: web.Request, *, cuts: bool, renames: bool
+        self, request: web.Request, body: object, *, cuts: bool, renames: bool
     ) -> web.StreamResponse:
         url = URL(self.server.url + request.raw_path, encoded=True)
         headers = {
             name: value for name, value in request.headers.items() if name != "Transfer-Encoding"
         }
-        body = request.content if request.can_read_body else None
         async with self._session.request(
             request.method, url, headers=headers, data=body, allow_redirects=False
         ) as answer:

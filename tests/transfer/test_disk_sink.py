@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -58,8 +60,8 @@ def pieces_of(chance: random.Random, sizes: list[int], *, holes: bool) -> list[t
 @pytest.mark.parametrize("holes", [False, True])
 @pytest.mark.parametrize(
     "sizes",
-    [[2 * MIB], [512, 4096, 65536], [512, 1536, 100_352], [5 * MIB, 512]],
-    ids=["whole", "small", "odd", "large"],
+    [[2 * MIB], [512, 4096, 65536], [512, 1536, 100_352], [2 * MIB - 512, 512]],
+    ids=["whole", "small", "odd", "across"],
 )
 async def test_pieces_of_any_size_arrive_and_give_the_digest_of_the_disk(
     disk: Path, sizes: list[int], holes: bool
@@ -97,6 +99,55 @@ async def test_digest_is_of_what_the_disk_holds_not_of_what_was_sent(
         sink._direct = sink._buffered  # bytes lie where Python put them
         await write(sink, [(0, b"x" + data[1:])])
         assert await sink.finish() != right
+
+
+async def test_disk_is_let_go_of_only_when_nothing_writes_to_it_however_often_that_is_cancelled(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, go_on = threading.Event(), threading.Event()
+    pwrite, before = os.pwrite, set(os.listdir("/proc/self/fd"))
+
+    def slow(descriptor: int, piece: bytes, offset: int) -> int:
+        held.set()
+        assert go_on.wait(20)
+        return pwrite(descriptor, piece, offset)
+
+    monkeypatch.setattr(os, "pwrite", slow)
+
+    async def work() -> None:
+        async with disk_sink(OpenDisk(str(disk), SIZE), SIZE) as sink:
+            await write(sink, [(0, os.urandom(MIB))])
+            await sink.finish()
+
+    working = asyncio.create_task(work())
+    await asyncio.to_thread(held.wait, 20)
+    for _ in range(3):
+        working.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        assert not working.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert set(os.listdir("/proc/self/fd")) <= before | {str(max(map(int, before)) + 1)}
+
+
+async def test_writer_waits_for_who_reads_back(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, preadv = threading.Event(), os.preadv
+
+    def slow(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        assert go_on.wait(20)
+        return preadv(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", slow)
+    pieces = ((at, os.urandom(4096)) for at in range(0, 30 * MIB, CLUSTER_BYTES))
+    async with disk_sink(OpenDisk(str(disk), SIZE), SIZE) as sink:
+        writing = asyncio.create_task(write(sink, pieces))
+        await asyncio.wait([writing], timeout=0.5)
+        assert not writing.done()
+        go_on.set()
+        await writing
+        assert await sink.finish() == await digest_of(disk)
 
 
 async def test_write_that_the_disk_refuses_is_the_error() -> None:

@@ -1,0 +1,73 @@
+"""How often an object is fetched, by how it is read."""
+
+from __future__ import annotations
+
+import random
+from typing import cast
+
+import pytest
+
+from blockd.domain.errors import StorageError
+from blockd.domain.transfer import ImageFacts
+from blockd.domain.units import GIB, MIB
+from blockd.transfer.object_reader import ObjectReader
+from blockd.transfer.s3 import ObjectStore
+
+CONTENT = random.Random(1).randbytes(64 * MIB)
+
+
+class CountingStore:
+    """What `ObjectReader` needs of a store; `fetched_bytes` left it."""
+
+    def __init__(self) -> None:
+        self.fetched_bytes = 0
+
+    async def read(self, bucket: str, key: str, etag: str, offset: int, into: memoryview) -> None:
+        """See `ObjectStore`."""
+        self.fetched_bytes += len(into)
+        into[:] = CONTENT[offset : offset + len(into)]
+
+
+def reader(store: CountingStore, ahead_blocks: int) -> ObjectReader:
+    image = ImageFacts("bucket", "key", "etag", len(CONTENT), GIB, None)
+    return ObjectReader(
+        cast("ObjectStore", store), image, ahead_blocks=ahead_blocks, on_bytes=lambda _: None
+    )
+
+
+async def read(of: ObjectReader, offset: int, length: int) -> None:
+    pieces = await of.read(offset, length)
+    assert b"".join(bytes(piece) for piece in pieces) == CONTENT[offset : offset + length]
+
+
+@pytest.mark.parametrize("ahead_blocks", [1, 4, 9, 16, 64])
+async def test_object_that_is_read_upwards_is_fetched_once(ahead_blocks: int) -> None:
+    store = CountingStore()
+    async with reader(store, ahead_blocks) as one:
+        for offset in range(0, len(CONTENT), MIB // 2):
+            await read(one, offset, MIB // 2)
+    assert len(CONTENT) <= store.fetched_bytes <= len(CONTENT) + MIB
+
+
+async def test_clusters_in_any_order_are_fetched_alone() -> None:
+    store, clusters = CountingStore(), list(range(0, len(CONTENT), 65536))
+    random.Random(2).shuffle(clusters)
+    async with reader(store, 4) as one:
+        for offset in clusters:
+            await read(one, offset, 65536)
+        await read(one, 1000, 3)
+        await read(one, len(CONTENT) - 70_000, 70_000)
+    assert store.fetched_bytes <= 2 * len(CONTENT)
+
+
+async def test_image_that_is_read_for_ever_is_given_up() -> None:
+    store = CountingStore()
+
+    async def for_ever() -> None:
+        async with reader(store, 4) as one:
+            for number in range(10**6):
+                await read(one, number * 7 % 15 * 4 * MIB, 65536)
+
+    with pytest.raises(StorageError, match="over and over"):
+        await for_ever()
+    assert store.fetched_bytes <= 16 * len(CONTENT) + GIB
