@@ -58,13 +58,15 @@ class Connection(http.client.HTTPConnection):
         text = self.text(method, path, body)
         return json.loads(text) if text else None
 
-    def until(self, path: str, statuses: tuple[str, ...] = ("available",)) -> None:
-        """Look every `POLL_S` until the resource has one of `statuses`."""
+    def until(
+        self, path: str, statuses: tuple[str, ...] = ("available",), *, poll_s: float = POLL_S
+    ) -> None:
+        """Look every `poll_s` until the resource has one of `statuses`."""
         deadline = time.monotonic() + DEADLINE_S
         while (seen := self.call("GET", path)["status"]) not in statuses:
             if seen == "error" or time.monotonic() > deadline:
                 raise RuntimeError(f"{path} is {seen}")
-            time.sleep(POLL_S)
+            time.sleep(poll_s)
 
     def lvm_processes(self) -> tuple[dict[str, int], int]:
         """LVM processes started so far, by command, and how many operations are under way."""

@@ -18,27 +18,28 @@ class LabFailed(Exception):
 
 
 def run_in_lab(
-    module: str, arguments: Sequence[str], *, trash_keep: str, sections: str = ""
+    module: str,
+    arguments: Sequence[str],
+    *,
+    trash_keep: str,
+    sections: str = "",
+    disks: Sequence[str] = ("8G",),
 ) -> Any:
     """`python -m module arguments` beside a daemon in the lab; what it printed, decoded.
 
     Args:
         trash_keep: the daemon's `[trash] keep`.
         sections: more of its configuration, in place of the lab's own.
+        disks: their sizes; the lab makes a pool on the first.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as extra:
         extra.write(f'[trash]\nkeep = "{trash_keep}"\n{sections}')
         extra.flush()
         done = subprocess.run(
             [
-                *(
-                    _PROJECT / "scripts/lab",
-                    "--disk",
-                    "8G",
-                    "--blockd",
-                    "--config-extra",
-                    extra.name,
-                ),
+                _PROJECT / "scripts/lab",
+                *(f"--disk={size}" for size in disks),
+                *("--blockd", "--config-extra", extra.name),
                 *("--", "python", "-m", module, *arguments),
             ],
             cwd=_PROJECT,
