@@ -68,15 +68,19 @@ async def thick_file(tmp_path: Path) -> AsyncIterator[FileStorage]:
     await storage.clean()
 
 
-@pytest.fixture(
-    params=[
-        "file",
-        "thick_file",
-        pytest.param("thin", marks=pytest.mark.kernel),
-        pytest.param("thick", marks=pytest.mark.kernel),
-    ]
-)
+_THIN = ["file", pytest.param("thin", marks=pytest.mark.kernel)]
+_THICK = ["thick_file", pytest.param("thick", marks=pytest.mark.kernel)]
+
+
+@pytest.fixture(params=_THIN + _THICK)
 def storage(request: pytest.FixtureRequest) -> Storage:
     """Each storage class in turn."""
+    chosen: Storage = request.getfixturevalue(request.param)
+    return chosen
+
+
+@pytest.fixture(params=_THIN)
+def thin_storage(request: pytest.FixtureRequest) -> Storage:
+    """Those that know what is allocated, and revert by swapping disks."""
     chosen: Storage = request.getfixturevalue(request.param)
     return chosen

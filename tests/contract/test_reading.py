@@ -24,14 +24,6 @@ def _clusters(allocation: Allocation | None) -> list[int]:
     return list(allocation.clusters())
 
 
-@pytest.fixture
-def telling(storage: Storage) -> Storage:
-    """Those that can tell what is allocated."""
-    if storage.is_thick:
-        pytest.skip("a thick disk cannot tell")
-    return storage
-
-
 def _write(path: str | Path, *offsets: int) -> None:
     descriptor = os.open(path, os.O_WRONLY)
     try:
@@ -92,47 +84,47 @@ async def test_reader_that_is_cancelled_puts_the_disk_away(storage: Storage) -> 
 
 
 async def test_allocation_lists_the_clusters_that_were_written_and_no_other(
-    telling: Storage,
+    thin_storage: Storage,
 ) -> None:
-    front = await telling.volume(SIZE)
+    front = await thin_storage.volume(SIZE)
     written = [0, 3 * CLUSTER_BYTES + 5, 4 * CLUSTER_BYTES, SIZE - 4]
-    _write(telling.path(front), *written)
-    snapshot = await telling.snapshot(front)
-    async with telling.driver.reading(snapshot):
-        allocation = await telling.driver.allocation(snapshot, SIZE)
+    _write(thin_storage.path(front), *written)
+    snapshot = await thin_storage.snapshot(front)
+    async with thin_storage.driver.reading(snapshot):
+        allocation = await thin_storage.driver.allocation(snapshot, SIZE)
     assert _clusters(allocation) == [offset // CLUSTER_BYTES for offset in written]
 
 
-async def test_allocation_of_a_size_off_the_grid_ends_with_it(telling: Storage) -> None:
+async def test_allocation_of_a_size_off_the_grid_ends_with_it(thin_storage: Storage) -> None:
     size = MIB + 512
-    front = await telling.volume(size)
-    _write(telling.path(front), size - 4)
-    snapshot = await telling.snapshot(front)
-    async with telling.driver.reading(snapshot):
-        allocation = await telling.driver.allocation(snapshot, size)
+    front = await thin_storage.volume(size)
+    _write(thin_storage.path(front), size - 4)
+    snapshot = await thin_storage.snapshot(front)
+    async with thin_storage.driver.reading(snapshot):
+        allocation = await thin_storage.driver.allocation(snapshot, size)
     assert _clusters(allocation) == [16]
     assert allocation is not None
     assert allocation.allocated_bytes == 512
 
 
-async def test_allocation_of_an_empty_disk_is_empty(telling: Storage) -> None:
-    front = await telling.volume(SIZE)
-    snapshot = await telling.snapshot(front)
-    async with telling.driver.reading(snapshot):
-        assert _clusters(await telling.driver.allocation(snapshot, SIZE)) == []
+async def test_allocation_of_an_empty_disk_is_empty(thin_storage: Storage) -> None:
+    front = await thin_storage.volume(SIZE)
+    snapshot = await thin_storage.snapshot(front)
+    async with thin_storage.driver.reading(snapshot):
+        assert _clusters(await thin_storage.driver.allocation(snapshot, SIZE)) == []
 
 
 async def test_what_is_written_shows_in_the_allocation_and_is_sealed_with_it(
-    telling: Storage,
+    thin_storage: Storage,
 ) -> None:
-    disk = await telling.create(SIZE)
-    async with telling.driver.writing(disk) as opened:
+    disk = await thin_storage.create(SIZE)
+    async with thin_storage.driver.writing(disk) as opened:
         _write(opened.path, 5 * CLUSTER_BYTES)
-        allocation = await telling.driver.allocation(disk, SIZE)
+        allocation = await thin_storage.driver.allocation(disk, SIZE)
         assert _clusters(allocation) == [5]
-    async with telling.driver.turn():
-        await telling.driver.seal(disk)
-    async with telling.driver.reading(disk) as sealed:
+    async with thin_storage.driver.turn():
+        await thin_storage.driver.seal(disk)
+    async with thin_storage.driver.reading(disk) as sealed:
         descriptor = os.open(sealed.path, os.O_RDONLY)
         try:
             assert os.pread(descriptor, 4, 5 * CLUSTER_BYTES) == b"data"
@@ -140,16 +132,16 @@ async def test_what_is_written_shows_in_the_allocation_and_is_sealed_with_it(
             os.close(descriptor)
 
 
-async def test_allocations_asked_for_at_once_are_each_right(telling: Storage) -> None:
+async def test_allocations_asked_for_at_once_are_each_right(thin_storage: Storage) -> None:
     snapshots = {}
     for number in range(3):
-        front = await telling.volume(SIZE)
-        _write(telling.path(front), number * CLUSTER_BYTES)
-        snapshots[await telling.snapshot(front)] = number
+        front = await thin_storage.volume(SIZE)
+        _write(thin_storage.path(front), number * CLUSTER_BYTES)
+        snapshots[await thin_storage.snapshot(front)] = number
 
     async def ask(snapshot: str) -> list[int]:
-        async with telling.driver.reading(snapshot):
-            return _clusters(await telling.driver.allocation(snapshot, SIZE))
+        async with thin_storage.driver.reading(snapshot):
+            return _clusters(await thin_storage.driver.allocation(snapshot, SIZE))
 
     found = await asyncio.gather(*(ask(snapshot) for snapshot in snapshots))
     assert found == [[number] for number in snapshots.values()]
