@@ -48,7 +48,8 @@ class StorageDriver(Protocol):
         """Make a read-only picture of `disk` at one instant.
 
         The front of `volume_id`, if it is up, is suspended meanwhile: file systems mounted on it
-        are frozen. Earlier remains of the same name are removed first.
+        are frozen. Earlier remains of the same name are removed first. Thick, with None: if there
+        is too little room for a store of the usual size, it has what there is, and grows later.
         """
 
     async def clone(self, disk: str, snapshot_disk: str, size_bytes: int) -> None:
@@ -94,7 +95,8 @@ class StorageDriver(Protocol):
         """Thick: free bytes that a revert needs before it begins.
 
         The siblings' stores must take what the merge overwrites; with `keep`, a snapshot of what
-        the disk holds is to be made first, and its store has to be as large as theirs.
+        the disk holds is to be made first, and its store has to be as large as theirs. At the end
+        the snapshot is taken again, of a disk that may have grown.
         """
 
     async def reserve_for_revert(self, disk: str, snapshot_disk: str) -> None:

@@ -127,6 +127,11 @@ class LvmThick(LvmDisks):
     async def snapshot(self, snapshot_disk: str, disk: str, volume_id: str | None) -> None:
         """See the port."""
         store_bytes = self._sizes.first((await self._lower(disk)).size_bytes)
+        if volume_id is None:
+            # A revert's, which must not fail for want of room when it has merged: nobody writes
+            # to the origin yet, and the store can grow later.
+            await self._free.count()
+            store_bytes = min(store_bytes, max(self._free.free_bytes, self._free.extent_bytes))
 
         async def make() -> None:
             async with self._free.taking(store_bytes):

@@ -51,8 +51,11 @@ class ThickRevert:
         """See the port, `revert_bytes`."""
         needed = await self._growths(disk, snapshot)
         total_bytes = sum(size - had for size, had in needed.values())
+        origin_bytes = self._length(disk)
+        # When it is merged its store is free again, and it is taken again with a new one.
+        _, status = await self._ask(snapshot)
+        total_bytes += max(self._sizes.first(origin_bytes) - status.size_bytes, 0)
         if keep:
-            origin_bytes = self._length(disk)
             written = await self._overwritten_bytes(disk, snapshot)
             total_bytes += max(
                 self._sizes.first(origin_bytes), self._sizes.with_more(0, written, origin_bytes)

@@ -189,10 +189,12 @@ class ThickFileDriver(FileDriver):
     async def revert_bytes(self, disk: str, snapshot_disk: str, *, keep: bool) -> int:
         """See `StorageDriver`: every store must be able to take all of the disk."""
         await self._enter("revert_bytes")
-        self._need_readable(snapshot_disk)
+        had_bytes = self.snapshot_bytes(self._need_readable(snapshot_disk).size_bytes)
         size_bytes = self._need(disk).size_bytes
         siblings = len(self._snapshots_of(disk)) - 1
-        return siblings * size_bytes + (self.snapshot_bytes(size_bytes) if keep else 0)
+        store_bytes = self.snapshot_bytes(size_bytes)
+        again_bytes = max(store_bytes - had_bytes, 0)
+        return siblings * size_bytes + again_bytes + (store_bytes if keep else 0)
 
     async def reserve_for_revert(self, disk: str, snapshot_disk: str) -> None:
         """See `StorageDriver`."""

@@ -1,0 +1,67 @@
+"""The thick driver over a model of LVM and the kernel: room for reverts, and room that comes."""
+
+from __future__ import annotations
+
+import pytest
+
+from blockd.domain.errors import StorageError
+from blockd.domain.units import GIB, MIB
+from blockd.storage.lvm_thick import LvmThick
+from tests.support.thick_kernel import EXTENT, Model, modelled
+
+SIZE = 512 * MIB
+SMALL = {"least_store_bytes": 8 * MIB}
+
+
+async def with_snapshots(driver: LvmThick, *snapshots: str, size_bytes: int = SIZE) -> None:
+    """A volume `v` and its snapshots."""
+    async with driver.turn():
+        await driver.create("v", size_bytes)
+        for snapshot in snapshots:
+            await driver.snapshot(snapshot, "v", None)
+
+
+def fill(model: Model, *, but_bytes: int = 0) -> None:
+    """Somebody takes what is free."""
+    model.size_bytes -= model.free_bytes - but_bytes
+
+
+# room for a revert
+
+
+async def test_revert_of_a_grown_volume_needs_the_room_of_its_larger_snapshot() -> None:
+    model = Model(100 * GIB)
+    async with modelled(model, **SMALL) as driver:
+        await with_snapshots(driver, "s")
+        async with driver.turn():
+            assert await driver.revert_bytes("v", "s", keep=False) == 0
+            model.lvs_there["v"].size_bytes *= 10
+            first = driver.snapshot_bytes(10 * SIZE)
+            store = model.lvs_there["s"].size_bytes
+            assert await driver.revert_bytes("v", "s", keep=False) == first - store > 0
+
+
+async def test_revert_after_the_share_was_raised_needs_the_room_of_the_larger_store() -> None:
+    model = Model(100 * GIB)
+    async with modelled(model, **SMALL) as driver:
+        await with_snapshots(driver, "s")
+    before = model.lvs_there["s"].size_bytes
+    async with modelled(model, **SMALL, first_percent=50.0) as driver, driver.turn():
+        needed = await driver.revert_bytes("v", "s", keep=False)
+        assert needed == SIZE // 2 - before
+
+
+async def test_snapshot_is_taken_again_in_what_room_there_is() -> None:
+    model = Model(100 * GIB)
+    async with modelled(model, **SMALL) as driver:
+        await with_snapshots(driver)
+        fill(model, but_bytes=2 * EXTENT)  # somebody else's doing: the driver has not heard of it
+        async with driver.turn():
+            await driver.snapshot("s", "v", None)
+        assert model.lvs_there["s"].size_bytes == 2 * EXTENT
+        async with driver.turn():
+            with pytest.raises(StorageError, match="insufficient"):
+                await driver.snapshot("t", "v", None)
+            model.size_bytes += 3 * EXTENT
+            await driver.snapshot("t", "v", None)
+        assert model.lvs_there["t"].size_bytes == 3 * EXTENT
