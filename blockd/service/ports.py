@@ -103,13 +103,17 @@ class StorageDriver(Protocol):
         """Thick: grow the siblings' stores so that the merge cannot overflow them. Idempotent.
 
         Called when the snapshot to be kept has been made and nothing writes to the disk.
+
+        Raises:
+            StorageError: among others, the snapshot is gone.
         """
 
     async def begin_merge(self, disk: str, snapshot_disk: str) -> None:
         """Thick: from here on the disk reads as the snapshot did, also after a power cut.
 
         The disk is behind no front. The snapshot disk is gone. No-op if it is being merged, or is
-        merged.
+        merged, which is what its absence means: so first it is seen to be there, by
+        `reserve_for_revert`.
         """
 
     async def merged(self, disk: str, progress: Progress) -> None:

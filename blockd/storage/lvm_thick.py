@@ -286,6 +286,7 @@ class LvmThick(LvmDisks):
 
     async def reserve_for_revert(self, disk: str, snapshot_disk: str) -> None:
         """See the port."""
+        await self._lower(disk)
         await self._revert.reserve(disk, snapshot_disk)
 
     async def begin_merge(self, disk: str, snapshot_disk: str) -> None:

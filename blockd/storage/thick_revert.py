@@ -65,7 +65,9 @@ class ThickRevert:
     async def reserve(self, disk: str, snapshot: str) -> None:
         """See the port, `reserve_for_revert`."""
         if self._info(snapshot) is None or self._kind(disk) == "snapshot-merge":
-            return
+            # Merged it cannot be, as that has not begun: who takes it for merged would show the
+            # volume's own bytes as the snapshot's.
+            raise StorageError(f"there is no snapshot {snapshot} to revert {disk} to")
         for sibling, (size_bytes, _) in (await self._growths(disk, snapshot)).items():
             await self.extend_store(sibling, size_bytes)
 

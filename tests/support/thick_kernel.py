@@ -198,9 +198,9 @@ async def modelled(
     driver = LvmThick(
         ThickSettings(**common | changes),
         CATALOG,
-        cast(Any, model),
-        cast(Any, _NoFronts()),
-        cast(Any, model),
+        cast("Any", model),
+        cast("Any", _NoFronts()),
+        cast("Any", model),
         VgQueue(lambda _: None),
         SideEffects(),
     )

@@ -65,3 +65,27 @@ async def test_snapshot_is_taken_again_in_what_room_there_is() -> None:
             model.size_bytes += 3 * EXTENT
             await driver.snapshot("t", "v", None)
         assert model.lvs_there["t"].size_bytes == 3 * EXTENT
+
+
+# what is not there is not merged
+
+
+async def test_reserve_for_a_snapshot_that_is_gone_is_an_error() -> None:
+    model = Model(100 * GIB)
+    async with modelled(model, **SMALL) as driver:
+        await with_snapshots(driver, "s")
+        model.drop("s")
+        async with driver.turn():
+            with pytest.raises(StorageError, match="there is no snapshot"):
+                await driver.reserve_for_revert("v", "s")
+
+
+async def test_reserve_for_a_snapshot_that_was_put_away_activates_its_origin() -> None:
+    model = Model(100 * GIB)
+    async with modelled(model, **SMALL) as driver:
+        await with_snapshots(driver, "s")
+        for lv in model.lvs_there.values():
+            lv.is_active = False
+        async with driver.turn():
+            await driver.reserve_for_revert("v", "s")
+        assert model.lvs_there["s"].is_active
