@@ -19,7 +19,7 @@ import structlog
 from blockd.domain.errors import StorageError
 from blockd.domain.units import MIB, format_size
 from blockd.storage.cow_sizes import CowSizes
-from blockd.storage.cow_status import CowStatus, parse_cow_status
+from blockd.storage.cow_status import CowStatus, parse_chunk_bytes, parse_cow_status
 from blockd.storage.dm import DeviceMapper
 
 log = structlog.get_logger()
@@ -36,6 +36,7 @@ class _Store:
     """`origin_bytes`: what the snapshot pictures. `status` is of the instant `asked_at`."""
 
     uuid: str
+    sizes: CowSizes
     origin_bytes: int
     status: CowStatus
     asked_at: float
@@ -72,8 +73,9 @@ class CowWatch:
 
     async def add(self, snapshot: str, uuid: str) -> CowStatus:
         """Watch the store of an active snapshot; its status now."""
+        sizes = self.sizes_of(uuid)
         origin_bytes, status = await self.ask(uuid)
-        self._stores[snapshot] = _Store(uuid, origin_bytes, status, time.monotonic())
+        self._stores[snapshot] = _Store(uuid, sizes, origin_bytes, status, time.monotonic())
         if status.fault:
             self._give_up(snapshot, status)
         self._wake.set()
@@ -90,6 +92,11 @@ class CowWatch:
     def look_now(self) -> None:
         """Something happened: an event of the kernel's, or there is room again."""
         self._wake.set()
+
+    def sizes_of(self, uuid: str) -> CowSizes:
+        """The policy in the chunks that the store of such a device was made with."""
+        (target,) = self._mapper.table(uuid)
+        return self._sizes.with_chunk(parse_chunk_bytes(target.params))
 
     async def ask(self, uuid: str) -> tuple[int, CowStatus]:
         """Length in bytes and status of a `snapshot` or `snapshot-merge` device."""
@@ -126,7 +133,7 @@ class CowWatch:
         fulls = [
             (store.status.size_bytes - store.status.used_bytes) / self._fastest_bytes_s
             for store in self._stores.values()
-            if store.status.size_bytes < self._sizes.ceiling(store.origin_bytes)
+            if store.status.size_bytes < store.sizes.ceiling(store.origin_bytes)
             and store.refused_at_bytes != free_bytes
         ]
         if not fulls:
@@ -152,14 +159,14 @@ class CowWatch:
         store.rate_bytes_s = max(rate, store.rate_bytes_s * 0.8)
         self._fastest_bytes_s = max(self._fastest_bytes_s, rate)
         store.status, store.asked_at, store.origin_bytes = status, now, origin_bytes
-        if status.size_bytes < self._sizes.ceiling(origin_bytes) and self._sizes.is_low(
+        if status.size_bytes < store.sizes.ceiling(origin_bytes) and store.sizes.is_low(
             status.used_bytes, status.size_bytes, store.rate_bytes_s
         ):
             await self._extend(snapshot, store)
 
     async def _extend(self, snapshot: str, store: _Store) -> None:
         status, free_bytes = store.status, self._free_bytes()
-        wanted_bytes = self._sizes.grown(
+        wanted_bytes = store.sizes.grown(
             status.used_bytes, status.size_bytes, store.rate_bytes_s, store.origin_bytes
         )
         size_bytes = min(wanted_bytes, status.size_bytes + free_bytes)

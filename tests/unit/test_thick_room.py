@@ -67,6 +67,45 @@ async def test_snapshot_is_taken_again_in_what_room_there_is() -> None:
         assert model.lvs_there["t"].size_bytes == 3 * EXTENT
 
 
+# a store keeps the chunk it was made with
+
+
+async def test_reserve_counts_what_a_merge_writes_in_the_chunks_of_both() -> None:
+    """A chunk of 4 KiB that goes back costs a sibling of larger chunks a whole one."""
+    model = Model(100 * GIB)
+    async with modelled(model, **SMALL, chunk_bytes=65536, first_percent=1.0) as driver:
+        await with_snapshots(driver, "large", size_bytes=100 * GIB // 10)
+    async with modelled(model, **SMALL, chunk_bytes=4096, first_percent=1.0) as driver:
+        await driver._watch_all()
+        async with driver.turn():
+            await driver.snapshot("small", "v", None)
+            small = model.lvs_there["small"]
+            chunks = 20000
+            small.used_sectors += chunks * 8
+            await driver.reserve_for_revert("v", "small")
+            assert model.lvs_there["large"].size_bytes >= chunks * 65536
+            # And the other way round: no chunk of the small one is written twice.
+            small.used_sectors = 16
+            model.lvs_there["large"].used_sectors += 4000 * 128
+            await driver.reserve_for_revert("v", "large")
+            assert 4000 * 65536 <= small.size_bytes < 4100 * 65536
+
+
+async def test_store_is_watched_with_the_chunk_it_was_made_with() -> None:
+    model = Model(100 * GIB)
+    async with modelled(model, **SMALL, chunk_bytes=4096) as driver:
+        await with_snapshots(driver, "s", size_bytes=40 * GIB)
+    ceiling = driver._sizes.ceiling(40 * GIB)
+    store = model.lvs_there["s"]
+    # In chunks of 512 KiB this would hold all of the origin; in its own it does not.
+    store.size_bytes = ceiling - 10 * EXTENT
+    store.used_sectors = (store.size_bytes - EXTENT) // 512
+    async with modelled(model, **SMALL, chunk_bytes=512 * 1024) as driver:
+        await driver._watch_all()
+        await driver._watch._look("s", driver._watch._stores["s"])
+        assert store.size_bytes == ceiling
+
+
 # what is not there is not merged
 
 
