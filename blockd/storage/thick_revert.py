@@ -169,7 +169,7 @@ class ThickRevert:
         await wait_for_node(node)
         descriptor = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            await self._lvm.mark_for_merging(snapshot)
+            await self._lvm.mark_for_merging(snapshot, descriptor)
         finally:
             os.close(descriptor)
 
