@@ -58,6 +58,7 @@ class CowWatch:
         """`grow` makes the store of a snapshot so large, if there is room; takes its own turn."""
         self._sizes, self._mapper, self._grow, self._free_bytes = sizes, mapper, grow, free_bytes
         self._stores: dict[str, _Store] = {}
+        self._given_up: set[str] = set()
         self._lost: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._wake = asyncio.Event()
         self._fastest_bytes_s = _FASTEST_BYTES_S
@@ -71,8 +72,13 @@ class CowWatch:
     def __contains__(self, snapshot: str) -> bool:
         return snapshot in self._stores
 
+    def knows(self, snapshot: str) -> bool:
+        """Whether it is watched, or was told of as lost."""
+        return snapshot in self._stores or snapshot in self._given_up
+
     async def add(self, snapshot: str, uuid: str) -> CowStatus:
         """Watch the store of an active snapshot; its status now."""
+        self._given_up.discard(snapshot)
         sizes = self.sizes_of(uuid)
         origin_bytes, status = await self.ask(uuid)
         self._stores[snapshot] = _Store(uuid, sizes, origin_bytes, status, time.monotonic())
@@ -83,6 +89,7 @@ class CowWatch:
 
     def forget(self, snapshot: str) -> None:
         """It is removed, or being merged."""
+        self._given_up.discard(snapshot)
         self._stores.pop(snapshot, None)
 
     def snapshots(self) -> list[str]:
@@ -191,6 +198,7 @@ class CowWatch:
 
     def _give_up(self, snapshot: str, last: CowStatus, fault: str = "") -> None:
         store = self._stores.pop(snapshot)
+        self._given_up.add(snapshot)
         if store.refused_at_bytes is not None:
             why = "the volume group had no room for it to grow"
         elif last.fault:

@@ -19,6 +19,7 @@ from blockd.domain.pool import ClassTraits, PoolUse
 from blockd.domain.transfer import Progress
 from blockd.domain.units import GIB
 from blockd.host.command import Companion
+from blockd.storage.cow_finding import CowFinding
 from blockd.storage.cow_sizes import CowSizes
 from blockd.storage.cow_watch import CowWatch
 from blockd.storage.disk_reading import DiskReading
@@ -91,6 +92,9 @@ class LvmThick(LvmDisks):
         self._watch = CowWatch(
             self._sizes, self._mapper, self._grow_in_time, lambda: self._free.free_bytes
         )
+        self._finding = CowFinding(
+            self._watch, self._lvm.lvs, self._ours, self._info, self._queue.turn
+        )
         self._revert = ThickRevert(
             self._lvm, self._mapper, self._info, self._found, self._watch, self._sizes, self._free
         )
@@ -99,12 +103,16 @@ class LvmThick(LvmDisks):
     async def watching(self) -> AsyncIterator[None]:
         """Keep the stores ahead of the writers for the length of the block."""
         with dm_events(self._watch.look_now):
-            task = asyncio.create_task(self._watch.run(), name="cow-watch")
+            tasks = [
+                asyncio.create_task(self._watch.run(), name="cow-watch"),
+                asyncio.create_task(self._finding.run(), name="cow-finding"),
+            ]
             try:
                 yield
             finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
                 self._watch.close()
 
     # disks
@@ -232,7 +240,7 @@ class LvmThick(LvmDisks):
             try:
                 await self._lvm.remove([lv.name for lv in ours], self._tag)
             except BaseException:
-                await asyncio.shield(self._watch_all())
+                await asyncio.shield(self._finding.find())
                 raise
         self._watch.look_now()
 
@@ -267,16 +275,8 @@ class LvmThick(LvmDisks):
         was_active = self._active(disk) is not None
         lower = await super()._lower(disk)
         if not was_active and self._kind(disk) != "linear":
-            await self._watch_all()  # its snapshots came with it
+            await self._finding.find()  # its snapshots came with it
         return lower
-
-    async def _watch_all(self) -> None:
-        """Watch every snapshot of ours that is there: one process."""
-        for lv in await self._lvm.lvs():
-            if lv.origin and self._ours(lv) and not lv.is_merging and lv.name not in self._watch:
-                info = self._info(lv.name)
-                if info is not None:
-                    await self._watch.add(lv.name, info.uuid)
 
     # reverting
 
@@ -342,11 +342,8 @@ class LvmThick(LvmDisks):
         """See the port."""
         problems = await self._put_away_left_active()
         problems += await self._start_fronts(fronts, hidden)
-        try:
-            await self._watch_all()
-        except StorageError as err:
-            problems.append(f"class {self._settings.name}: no snapshot is watched: {err}")
-        return problems
+        missed = await self._finding.find()
+        return problems + [f"class {self._settings.name}: {problem}" for problem in missed]
 
 
 @asynccontextmanager

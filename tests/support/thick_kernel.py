@@ -207,7 +207,8 @@ async def modelled(
     await driver.open()
     tasks = []
     if is_watching:
-        tasks = [asyncio.create_task(driver._watch.run())]
+        work = (driver._watch.run(), driver._finding.run())
+        tasks = [asyncio.create_task(one) for one in work]
     try:
         yield driver
     finally:

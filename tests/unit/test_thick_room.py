@@ -76,7 +76,7 @@ async def test_reserve_counts_what_a_merge_writes_in_the_chunks_of_both() -> Non
     async with modelled(model, **SMALL, chunk_bytes=65536, first_percent=1.0) as driver:
         await with_snapshots(driver, "large", size_bytes=100 * GIB // 10)
     async with modelled(model, **SMALL, chunk_bytes=4096, first_percent=1.0) as driver:
-        await driver._watch_all()
+        await driver._finding.find()
         async with driver.turn():
             await driver.snapshot("small", "v", None)
             small = model.lvs_there["small"]
@@ -101,7 +101,7 @@ async def test_store_is_watched_with_the_chunk_it_was_made_with() -> None:
     store.size_bytes = ceiling - 10 * EXTENT
     store.used_sectors = (store.size_bytes - EXTENT) // 512
     async with modelled(model, **SMALL, chunk_bytes=512 * 1024) as driver:
-        await driver._watch_all()
+        await driver._finding.find()
         await driver._watch._look("s", driver._watch._stores["s"])
         assert store.size_bytes == ceiling
 
