@@ -43,13 +43,13 @@ class Child:
         env: Mapping[str, str],
         descriptors: Sequence[int] = (),
         *,
-        stdin: int = subprocess.DEVNULL,
+        stdin: int | None = None,
     ) -> None:
         """Start `argv` (absolute path first) in a session of its own, with just `env`.
 
         Args:
             descriptors: are inherited, under the same numbers.
-            stdin: a descriptor that becomes its standard input, and is held by it.
+            stdin: a descriptor that becomes its standard input, and is held by it; None: empty.
 
         Raises:
             OSError: it cannot be started.
@@ -60,7 +60,7 @@ class Child:
         try:
             self._process = subprocess.Popen(
                 self.argv,
-                stdin=stdin,
+                stdin=subprocess.DEVNULL if stdin is None else stdin,
                 stdout=self._stdout,
                 stderr=self._stderr,
                 env={"LC_ALL": "C", "PATH": _SEARCH_PATH, **env},

@@ -8,7 +8,6 @@ Source: lvcreate(8), lvremove(8), lvchange(8), lvextend(8), lvconvert(8), lvs(8)
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -254,7 +253,7 @@ class LvmCommands:
         if self._find_disks is not None:
             await self._find_disks()
 
-    async def _change(self, verb: str, *args: str, stdin: int = subprocess.DEVNULL) -> None:
+    async def _change(self, verb: str, *args: str, stdin: int | None = None) -> None:
         try:
             await self._run(verb, "--yes", *args, stdin=stdin)
         except LvmFailed as err:
@@ -268,7 +267,7 @@ class LvmCommands:
         verb: str,
         *args: str,
         timeout_s: float | None = None,
-        stdin: int = subprocess.DEVNULL,
+        stdin: int | None = None,
     ) -> Output:
         name = f"lvm {verb}"
         self._effects.before(name)
