@@ -186,7 +186,13 @@ class StorageDriver(Protocol):
         """
 
     async def pool(self) -> PoolUse:
-        """Size and use of the space, from the kernel: no process."""
+        """Size and use of the space, from the kernel, or as counted: no process."""
+
+    async def recount(self) -> None:
+        """Before room is denied: look whether others have added some, which nobody tells us.
+
+        Takes a turn of its own, so it is not called within one. Thin: the pool always knows.
+        """
 
     async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> Sequence[str]:
         """Before anything else: activate, and set up fronts.

@@ -27,6 +27,8 @@ log = structlog.get_logger()
 #: What a store is taken to fill by at most, until more is seen: a fast disk, shared.
 _FASTEST_BYTES_S = 256.0 * MIB
 _LEAST_WAIT_S, _MOST_WAIT_S = 0.1, 5.0
+#: A process each time, and only while a store is low and there is no room.
+_RECOUNT_S = 10.0
 #: Of the time in which a store could be full, this much passes before it is asked again.
 _SHARE = 1 / 4
 
@@ -54,9 +56,14 @@ class CowWatch:
         mapper: DeviceMapper,
         grow: Callable[[str, int], Awaitable[None]],
         free_bytes: Callable[[], int],
+        recount: Callable[[], Awaitable[None]],
     ) -> None:
-        """`grow` makes the store of a snapshot so large, if there is room; takes its own turn."""
+        """`grow` makes the store of a snapshot so large, if there is room; takes its own turn.
+
+        So does `recount`, after which `free_bytes` knows of what others have added.
+        """
         self._sizes, self._mapper, self._grow, self._free_bytes = sizes, mapper, grow, free_bytes
+        self._recount, self._recounted_at = recount, -_RECOUNT_S
         self._stores: dict[str, _Store] = {}
         self._given_up: set[str] = set()
         self._lost: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
@@ -176,6 +183,9 @@ class CowWatch:
         wanted_bytes = store.sizes.grown(
             status.used_bytes, status.size_bytes, store.rate_bytes_s, store.origin_bytes
         )
+        if free_bytes <= 0 and time.monotonic() - self._recounted_at >= _RECOUNT_S:
+            await self._count_again()
+            free_bytes = self._free_bytes()
         size_bytes = min(wanted_bytes, status.size_bytes + free_bytes)
         if size_bytes <= status.size_bytes:
             if store.refused_at_bytes != free_bytes:
@@ -195,6 +205,14 @@ class CowWatch:
         store.refused_at_bytes = None
         log.info("snapshot's store grown", snapshot=snapshot, size_bytes=size_bytes)
         self._wake.set()  # what was written meanwhile may have it low again
+
+    async def _count_again(self) -> None:
+        """Somebody may have added room, of which nobody tells us."""
+        try:
+            await self._recount()
+        except StorageError as err:
+            log.warning("the room of a volume group cannot be counted", reason=str(err))
+        self._recounted_at = time.monotonic()
 
     def _give_up(self, snapshot: str, last: CowStatus, fault: str = "") -> None:
         store = self._stores.pop(snapshot)

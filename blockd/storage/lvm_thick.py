@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from blockd.domain.allocation import Allocation
 from blockd.domain.effects import SideEffects
@@ -89,8 +90,9 @@ class LvmThick(LvmDisks):
             self._free.extent_bytes,
             settings.least_store_bytes,
         )
+        free, recount = self._free, partial(self.recount, urgent=True)
         self._watch = CowWatch(
-            self._sizes, self._mapper, self._grow_in_time, lambda: self._free.free_bytes
+            self._sizes, self._mapper, self._grow_in_time, lambda: free.free_bytes, recount
         )
         self._finding = CowFinding(
             self._watch, self._lvm.lvs, self._ours, self._info, self._queue.turn
@@ -136,10 +138,8 @@ class LvmThick(LvmDisks):
         """See the port."""
         store_bytes = self._sizes.first((await self._lower(disk)).size_bytes)
         if volume_id is None:
-            # A revert's, which must not fail for want of room when it has merged: nobody writes
-            # to the origin yet, and the store can grow later.
-            await self._free.count()
-            store_bytes = min(store_bytes, max(self._free.free_bytes, self._free.extent_bytes))
+            # A revert's, which may have merged: nobody writes yet, and the store can grow later.
+            store_bytes = min(store_bytes, await self._free.room())
 
         async def make() -> None:
             async with self._free.taking(store_bytes):
@@ -227,7 +227,7 @@ class LvmThick(LvmDisks):
         lvs, wanted = await self._lvm.lvs(), set(disks)
         ours = [lv for lv in lvs if lv.name in wanted and self._ours(lv)]
         # A snapshot that is being merged goes with its origin.
-        going = {lv.name for lv in ours} | {lv.name for lv in lvs if lv.origin and lv.is_merging}
+        going = {lv.name for lv in lvs if lv in ours or (lv.origin and lv.is_merging)}
         for lv in lvs:
             if lv.origin in wanted and lv.name not in going:
                 raise StorageError(f"{lv.origin} is the origin of snapshot {lv.name}: not removed")
@@ -335,6 +335,12 @@ class LvmThick(LvmDisks):
             needs_check=False,
             free_bytes=free_bytes,
         )
+
+    async def recount(self, *, urgent: bool = False) -> None:
+        """See the port: one process."""
+        async with self._queue.turn(urgent=urgent):
+            await self._free.count()
+        self._watch.look_now()
 
     # start
 
