@@ -38,12 +38,18 @@ class Child:
     """A running process that may outlive the wish to wait for it."""
 
     def __init__(
-        self, argv: Sequence[str], env: Mapping[str, str], descriptors: Sequence[int] = ()
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        descriptors: Sequence[int] = (),
+        *,
+        stdin: int | None = None,
     ) -> None:
         """Start `argv` (absolute path first) in a session of its own, with just `env`.
 
         Args:
             descriptors: are inherited, under the same numbers.
+            stdin: a descriptor that becomes its standard input, and is held by it; None: empty.
 
         Raises:
             OSError: it cannot be started.
@@ -54,7 +60,7 @@ class Child:
         try:
             self._process = subprocess.Popen(
                 self.argv,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if stdin is None else stdin,
                 stdout=self._stdout,
                 stderr=self._stderr,
                 env={"LC_ALL": "C", "PATH": _SEARCH_PATH, **env},

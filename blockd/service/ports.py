@@ -48,7 +48,8 @@ class StorageDriver(Protocol):
         """Make a read-only picture of `disk` at one instant.
 
         The front of `volume_id`, if it is up, is suspended meanwhile: file systems mounted on it
-        are frozen. Earlier remains of the same name are removed first.
+        are frozen. Earlier remains of the same name are removed first. Thick, with None: if there
+        is too little room for a store of the usual size, it has what there is, and grows later.
         """
 
     async def clone(self, disk: str, snapshot_disk: str, size_bytes: int) -> None:
@@ -94,20 +95,25 @@ class StorageDriver(Protocol):
         """Thick: free bytes that a revert needs before it begins.
 
         The siblings' stores must take what the merge overwrites; with `keep`, a snapshot of what
-        the disk holds is to be made first, and its store has to be as large as theirs.
+        the disk holds is to be made first, and its store has to be as large as theirs. At the end
+        the snapshot is taken again, of a disk that may have grown.
         """
 
     async def reserve_for_revert(self, disk: str, snapshot_disk: str) -> None:
         """Thick: grow the siblings' stores so that the merge cannot overflow them. Idempotent.
 
         Called when the snapshot to be kept has been made and nothing writes to the disk.
+
+        Raises:
+            StorageError: among others, the snapshot is gone.
         """
 
     async def begin_merge(self, disk: str, snapshot_disk: str) -> None:
         """Thick: from here on the disk reads as the snapshot did, also after a power cut.
 
         The disk is behind no front. The snapshot disk is gone. No-op if it is being merged, or is
-        merged.
+        merged, which is what its absence means: so first it is seen to be there, by
+        `reserve_for_revert`.
         """
 
     async def merged(self, disk: str, progress: Progress) -> None:
@@ -180,7 +186,13 @@ class StorageDriver(Protocol):
         """
 
     async def pool(self) -> PoolUse:
-        """Size and use of the space, from the kernel: no process."""
+        """Size and use of the space, from the kernel, or as counted: no process."""
+
+    async def recount(self) -> None:
+        """Before room is denied: look whether others have added some, which nobody tells us.
+
+        Takes a turn of its own, so it is not called within one. Thin: the pool always knows.
+        """
 
     async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> Sequence[str]:
         """Before anything else: activate, and set up fronts.

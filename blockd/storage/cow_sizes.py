@@ -7,7 +7,7 @@ are cleared at once, so there must be room for them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blockd.domain.units import GIB
 
@@ -23,6 +23,7 @@ class CowSizes:
     """The policy of one class. All answers are whole extents, in bytes.
 
     Attributes:
+        chunk_bytes: of new stores; one that is there keeps its own: see `with_chunk`.
         first_percent: of the origin, a new store.
         grow_at_percent: of the store: used beyond this, it grows.
         grow_percent: of the origin, a step of growth.
@@ -36,6 +37,10 @@ class CowSizes:
     grow_percent: float
     extent_bytes: int
     least_bytes: int = GIB
+
+    def with_chunk(self, chunk_bytes: int) -> CowSizes:
+        """The same policy, for a store that was made with such chunks."""
+        return replace(self, chunk_bytes=chunk_bytes)
 
     def extents(self, size_bytes: int) -> int:
         """Rounded up to whole extents."""

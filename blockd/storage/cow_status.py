@@ -34,6 +34,24 @@ class CowStatus:
         return self.used_bytes - self.metadata_bytes
 
 
+def parse_chunk_bytes(params: str) -> int:
+    """The chunk of a store, from the table `<origin> <store> P|PO|N <chunk, in sectors> …`.
+
+    Targets `snapshot` and `snapshot-merge` have the same.
+
+    Raises:
+        StorageError: it is none.
+    """
+    words = params.split()
+    try:
+        chunk_bytes = int(words[3]) * SECTOR_BYTES
+    except (IndexError, ValueError):
+        chunk_bytes = 0
+    if chunk_bytes <= 0:
+        raise StorageError(f"the kernel's table of a snapshot cannot be read: {params!r}")
+    return chunk_bytes
+
+
 def parse_cow_status(params: str) -> CowStatus:
     """Parse `<used>/<size> <metadata>`, in sectors, or a word of trouble.
 

@@ -19,7 +19,7 @@ import structlog
 from blockd.domain.errors import StorageError
 from blockd.domain.units import MIB, format_size
 from blockd.storage.cow_sizes import CowSizes
-from blockd.storage.cow_status import CowStatus, parse_cow_status
+from blockd.storage.cow_status import CowStatus, parse_chunk_bytes, parse_cow_status
 from blockd.storage.dm import DeviceMapper
 
 log = structlog.get_logger()
@@ -27,6 +27,8 @@ log = structlog.get_logger()
 #: What a store is taken to fill by at most, until more is seen: a fast disk, shared.
 _FASTEST_BYTES_S = 256.0 * MIB
 _LEAST_WAIT_S, _MOST_WAIT_S = 0.1, 5.0
+#: A process each time, and only while a store is low and there is no room.
+_RECOUNT_S = 10.0
 #: Of the time in which a store could be full, this much passes before it is asked again.
 _SHARE = 1 / 4
 
@@ -36,6 +38,7 @@ class _Store:
     """`origin_bytes`: what the snapshot pictures. `status` is of the instant `asked_at`."""
 
     uuid: str
+    sizes: CowSizes
     origin_bytes: int
     status: CowStatus
     asked_at: float
@@ -53,10 +56,16 @@ class CowWatch:
         mapper: DeviceMapper,
         grow: Callable[[str, int], Awaitable[None]],
         free_bytes: Callable[[], int],
+        recount: Callable[[], Awaitable[None]],
     ) -> None:
-        """`grow` makes the store of a snapshot so large, if there is room; takes its own turn."""
+        """`grow` makes the store of a snapshot so large, if there is room; takes its own turn.
+
+        So does `recount`, after which `free_bytes` knows of what others have added.
+        """
         self._sizes, self._mapper, self._grow, self._free_bytes = sizes, mapper, grow, free_bytes
+        self._recount, self._recounted_at = recount, -_RECOUNT_S
         self._stores: dict[str, _Store] = {}
+        self._given_up: set[str] = set()
         self._lost: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._wake = asyncio.Event()
         self._fastest_bytes_s = _FASTEST_BYTES_S
@@ -70,10 +79,16 @@ class CowWatch:
     def __contains__(self, snapshot: str) -> bool:
         return snapshot in self._stores
 
+    def knows(self, snapshot: str) -> bool:
+        """Whether it is watched, or was told of as lost."""
+        return snapshot in self._stores or snapshot in self._given_up
+
     async def add(self, snapshot: str, uuid: str) -> CowStatus:
         """Watch the store of an active snapshot; its status now."""
+        self._given_up.discard(snapshot)
+        sizes = self.sizes_of(uuid)
         origin_bytes, status = await self.ask(uuid)
-        self._stores[snapshot] = _Store(uuid, origin_bytes, status, time.monotonic())
+        self._stores[snapshot] = _Store(uuid, sizes, origin_bytes, status, time.monotonic())
         if status.fault:
             self._give_up(snapshot, status)
         self._wake.set()
@@ -81,6 +96,7 @@ class CowWatch:
 
     def forget(self, snapshot: str) -> None:
         """It is removed, or being merged."""
+        self._given_up.discard(snapshot)
         self._stores.pop(snapshot, None)
 
     def snapshots(self) -> list[str]:
@@ -90,6 +106,11 @@ class CowWatch:
     def look_now(self) -> None:
         """Something happened: an event of the kernel's, or there is room again."""
         self._wake.set()
+
+    def sizes_of(self, uuid: str) -> CowSizes:
+        """The policy in the chunks that the store of such a device was made with."""
+        (target,) = self._mapper.table(uuid)
+        return self._sizes.with_chunk(parse_chunk_bytes(target.params))
 
     async def ask(self, uuid: str) -> tuple[int, CowStatus]:
         """Length in bytes and status of a `snapshot` or `snapshot-merge` device."""
@@ -126,7 +147,7 @@ class CowWatch:
         fulls = [
             (store.status.size_bytes - store.status.used_bytes) / self._fastest_bytes_s
             for store in self._stores.values()
-            if store.status.size_bytes < self._sizes.ceiling(store.origin_bytes)
+            if store.status.size_bytes < store.sizes.ceiling(store.origin_bytes)
             and store.refused_at_bytes != free_bytes
         ]
         if not fulls:
@@ -152,16 +173,19 @@ class CowWatch:
         store.rate_bytes_s = max(rate, store.rate_bytes_s * 0.8)
         self._fastest_bytes_s = max(self._fastest_bytes_s, rate)
         store.status, store.asked_at, store.origin_bytes = status, now, origin_bytes
-        if status.size_bytes < self._sizes.ceiling(origin_bytes) and self._sizes.is_low(
+        if status.size_bytes < store.sizes.ceiling(origin_bytes) and store.sizes.is_low(
             status.used_bytes, status.size_bytes, store.rate_bytes_s
         ):
             await self._extend(snapshot, store)
 
     async def _extend(self, snapshot: str, store: _Store) -> None:
         status, free_bytes = store.status, self._free_bytes()
-        wanted_bytes = self._sizes.grown(
+        wanted_bytes = store.sizes.grown(
             status.used_bytes, status.size_bytes, store.rate_bytes_s, store.origin_bytes
         )
+        if free_bytes <= 0 and time.monotonic() - self._recounted_at >= _RECOUNT_S:
+            await self._count_again()
+            free_bytes = self._free_bytes()
         size_bytes = min(wanted_bytes, status.size_bytes + free_bytes)
         if size_bytes <= status.size_bytes:
             if store.refused_at_bytes != free_bytes:
@@ -182,8 +206,17 @@ class CowWatch:
         log.info("snapshot's store grown", snapshot=snapshot, size_bytes=size_bytes)
         self._wake.set()  # what was written meanwhile may have it low again
 
+    async def _count_again(self) -> None:
+        """Somebody may have added room, of which nobody tells us."""
+        try:
+            await self._recount()
+        except StorageError as err:
+            log.warning("the room of a volume group cannot be counted", reason=str(err))
+        self._recounted_at = time.monotonic()
+
     def _give_up(self, snapshot: str, last: CowStatus, fault: str = "") -> None:
         store = self._stores.pop(snapshot)
+        self._given_up.add(snapshot)
         if store.refused_at_bytes is not None:
             why = "the volume group had no room for it to grow"
         elif last.fault:

@@ -30,6 +30,11 @@ class FreeExtents:
         self.size_bytes, self.free_bytes = group.size_bytes, group.free_bytes
         self._is_stale = False
 
+    async def room(self) -> int:
+        """What is free in truth, an extent at least: one process."""
+        await self.count()
+        return max(self.free_bytes, self.extent_bytes)
+
     def extents(self, size_bytes: int) -> int:
         """Rounded up to whole extents."""
         return -(-size_bytes // self.extent_bytes) * self.extent_bytes

@@ -51,6 +51,9 @@ class InstantDisks:
     async def end_merge(self, disk: str, snapshot_disk: str) -> None:
         """Nothing was merged."""
 
+    async def recount(self) -> None:
+        """The kernel is asked each time."""
+
     def volume_bytes(self, size_bytes: int) -> int:
         """Space is taken by writing."""
         del size_bytes

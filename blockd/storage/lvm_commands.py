@@ -148,13 +148,16 @@ class LvmCommands:
         """Give the kernel the tables that the metadata say; starts a merge that is due."""
         await self._change("lvchange", "--refresh", "--poll", "n", f"{self.vg}/{lv}")
 
-    async def mark_for_merging(self, snapshot: str) -> None:
+    async def mark_for_merging(self, snapshot: str, origin: int) -> None:
         """A classic snapshot is to be merged at the next `refresh` or activation of its origin.
 
-        The caller holds the origin open, or else LVM would start the merge at once, and a process
-        of its own that polls it until it is done.
+        Args:
+            origin: the origin, open. Were it not, LVM would start the merge at once, and a process
+                of its own that polls it until it is done. LVM has it as its standard input, which
+                it never reads: so it stays open while LVM runs, even if we are killed meanwhile
+                (other descriptors LVM closes: lvm2, lvmcmdline.c, _close_stray_fds).
         """
-        await self._change("lvconvert", "--merge", f"{self.vg}/{snapshot}")
+        await self._change("lvconvert", "--merge", f"{self.vg}/{snapshot}", stdin=origin)
 
     async def forget_merged(self, origin: str) -> None:
         """Remove the snapshot that the kernel has merged; passes when there is none.
@@ -250,20 +253,26 @@ class LvmCommands:
         if self._find_disks is not None:
             await self._find_disks()
 
-    async def _change(self, verb: str, *args: str) -> None:
+    async def _change(self, verb: str, *args: str, stdin: int | None = None) -> None:
         try:
-            await self._run(verb, "--yes", *args)
+            await self._run(verb, "--yes", *args, stdin=stdin)
         except LvmFailed as err:
             if not err.misses_disks:
                 raise
             await self.find_disks()
-            await self._run(verb, "--yes", *args)
+            await self._run(verb, "--yes", *args, stdin=stdin)
 
-    async def _run(self, verb: str, *args: str, timeout_s: float | None = None) -> Output:
+    async def _run(
+        self,
+        verb: str,
+        *args: str,
+        timeout_s: float | None = None,
+        stdin: int | None = None,
+    ) -> Output:
         name = f"lvm {verb}"
         self._effects.before(name)
         try:
-            child = Child((self._lvm, verb, "-qq", *args), self._env)
+            child = Child((self._lvm, verb, "-qq", *args), self._env, stdin=stdin)
             self._effects.started(name)
             deadline_s = self._timeout_s if timeout_s is None else timeout_s
             try:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from blockd.domain.allocation import Allocation
 from blockd.domain.effects import SideEffects
@@ -19,6 +20,7 @@ from blockd.domain.pool import ClassTraits, PoolUse
 from blockd.domain.transfer import Progress
 from blockd.domain.units import GIB
 from blockd.host.command import Companion
+from blockd.storage.cow_finding import CowFinding
 from blockd.storage.cow_sizes import CowSizes
 from blockd.storage.cow_watch import CowWatch
 from blockd.storage.disk_reading import DiskReading
@@ -88,8 +90,12 @@ class LvmThick(LvmDisks):
             self._free.extent_bytes,
             settings.least_store_bytes,
         )
+        free, recount = self._free, partial(self.recount, urgent=True)
         self._watch = CowWatch(
-            self._sizes, self._mapper, self._grow_in_time, lambda: self._free.free_bytes
+            self._sizes, self._mapper, self._grow_in_time, lambda: free.free_bytes, recount
+        )
+        self._finding = CowFinding(
+            self._watch, self._lvm.lvs, self._ours, self._info, self._queue.turn
         )
         self._revert = ThickRevert(
             self._lvm, self._mapper, self._info, self._found, self._watch, self._sizes, self._free
@@ -99,12 +105,16 @@ class LvmThick(LvmDisks):
     async def watching(self) -> AsyncIterator[None]:
         """Keep the stores ahead of the writers for the length of the block."""
         with dm_events(self._watch.look_now):
-            task = asyncio.create_task(self._watch.run(), name="cow-watch")
+            tasks = [
+                asyncio.create_task(self._watch.run(), name="cow-watch"),
+                asyncio.create_task(self._finding.run(), name="cow-finding"),
+            ]
             try:
                 yield
             finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
                 self._watch.close()
 
     # disks
@@ -127,6 +137,9 @@ class LvmThick(LvmDisks):
     async def snapshot(self, snapshot_disk: str, disk: str, volume_id: str | None) -> None:
         """See the port."""
         store_bytes = self._sizes.first((await self._lower(disk)).size_bytes)
+        if volume_id is None:
+            # A revert's, which may have merged: nobody writes yet, and the store can grow later.
+            store_bytes = min(store_bytes, await self._free.room())
 
         async def make() -> None:
             async with self._free.taking(store_bytes):
@@ -214,7 +227,7 @@ class LvmThick(LvmDisks):
         lvs, wanted = await self._lvm.lvs(), set(disks)
         ours = [lv for lv in lvs if lv.name in wanted and self._ours(lv)]
         # A snapshot that is being merged goes with its origin.
-        going = {lv.name for lv in ours} | {lv.name for lv in lvs if lv.origin and lv.is_merging}
+        going = {lv.name for lv in lvs if lv in ours or (lv.origin and lv.is_merging)}
         for lv in lvs:
             if lv.origin in wanted and lv.name not in going:
                 raise StorageError(f"{lv.origin} is the origin of snapshot {lv.name}: not removed")
@@ -227,7 +240,7 @@ class LvmThick(LvmDisks):
             try:
                 await self._lvm.remove([lv.name for lv in ours], self._tag)
             except BaseException:
-                await asyncio.shield(self._watch_all())
+                await asyncio.shield(self._finding.find())
                 raise
         self._watch.look_now()
 
@@ -262,16 +275,8 @@ class LvmThick(LvmDisks):
         was_active = self._active(disk) is not None
         lower = await super()._lower(disk)
         if not was_active and self._kind(disk) != "linear":
-            await self._watch_all()  # its snapshots came with it
+            await self._finding.find()  # its snapshots came with it
         return lower
-
-    async def _watch_all(self) -> None:
-        """Watch every snapshot of ours that is there: one process."""
-        for lv in await self._lvm.lvs():
-            if lv.origin and self._ours(lv) and not lv.is_merging and lv.name not in self._watch:
-                info = self._info(lv.name)
-                if info is not None:
-                    await self._watch.add(lv.name, info.uuid)
 
     # reverting
 
@@ -281,6 +286,7 @@ class LvmThick(LvmDisks):
 
     async def reserve_for_revert(self, disk: str, snapshot_disk: str) -> None:
         """See the port."""
+        await self._lower(disk)
         await self._revert.reserve(disk, snapshot_disk)
 
     async def begin_merge(self, disk: str, snapshot_disk: str) -> None:
@@ -330,17 +336,20 @@ class LvmThick(LvmDisks):
             free_bytes=free_bytes,
         )
 
+    async def recount(self, *, urgent: bool = False) -> None:
+        """See the port: one process."""
+        async with self._queue.turn(urgent=urgent):
+            await self._free.count()
+        self._watch.look_now()
+
     # start
 
     async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> list[str]:
         """See the port."""
         problems = await self._put_away_left_active()
         problems += await self._start_fronts(fronts, hidden)
-        try:
-            await self._watch_all()
-        except StorageError as err:
-            problems.append(f"class {self._settings.name}: no snapshot is watched: {err}")
-        return problems
+        missed = await self._finding.find()
+        return problems + [f"class {self._settings.name}: {problem}" for problem in missed]
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from blockd.domain.errors import StorageError
@@ -26,6 +27,23 @@ from blockd.storage.lvm_report import LogicalVolume
 
 #: The kernel raises no event when a merge is done (dm-snap.c, merge_shutdown).
 _LEAST_WAIT_S, _MOST_WAIT_S = 0.1, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Overwriting:
+    """What a merge writes: chunks of the snapshot's, wherever they lie, and zeros behind its end.
+
+    Each may be in a chunk of its own of a sibling whose chunks are larger.
+    """
+
+    chunks: int
+    chunk_bytes: int
+    zero_bytes: int
+
+    def kept_bytes(self, sizes: CowSizes) -> int:
+        """What a sibling's store keeps of what was there."""
+        zeros = self.zero_bytes + sizes.chunk_bytes if self.zero_bytes else 0
+        return self.chunks * max(self.chunk_bytes, sizes.chunk_bytes) + zeros
 
 
 class ThickRevert:
@@ -51,9 +69,12 @@ class ThickRevert:
         """See the port, `revert_bytes`."""
         needed = await self._growths(disk, snapshot)
         total_bytes = sum(size - had for size, had in needed.values())
+        origin_bytes = self._length(disk)
+        # When it is merged its store is free again, and it is taken again with a new one.
+        _, status = await self._ask(snapshot)
+        total_bytes += max(self._sizes.first(origin_bytes) - status.size_bytes, 0)
         if keep:
-            origin_bytes = self._length(disk)
-            written = await self._overwritten_bytes(disk, snapshot)
+            written = (await self._overwriting(disk, snapshot)).kept_bytes(self._sizes)
             total_bytes += max(
                 self._sizes.first(origin_bytes), self._sizes.with_more(0, written, origin_bytes)
             )
@@ -62,7 +83,9 @@ class ThickRevert:
     async def reserve(self, disk: str, snapshot: str) -> None:
         """See the port, `reserve_for_revert`."""
         if self._info(snapshot) is None or self._kind(disk) == "snapshot-merge":
-            return
+            # Merged it cannot be, as that has not begun: who takes it for merged would show the
+            # volume's own bytes as the snapshot's.
+            raise StorageError(f"there is no snapshot {snapshot} to revert {disk} to")
         for sibling, (size_bytes, _) in (await self._growths(disk, snapshot)).items():
             await self.extend_store(sibling, size_bytes)
 
@@ -80,23 +103,29 @@ class ThickRevert:
 
     async def _growths(self, disk: str, snapshot: str) -> dict[str, tuple[int, int]]:
         """(needed size, size now) of the stores that the merge could overflow, by snapshot."""
-        written = await self._overwritten_bytes(disk, snapshot)
+        overwriting = await self._overwriting(disk, snapshot)
         growths = {}
         for sibling in self._siblings(disk, snapshot):
             origin_bytes, status = await self._ask(sibling)
             if status.fault:
                 continue
-            needed = self._sizes.with_more(status.used_bytes, written, origin_bytes)
+            sizes = self._sizes_of(sibling)
+            written = overwriting.kept_bytes(sizes)
+            needed = sizes.with_more(status.used_bytes, written, origin_bytes)
             if needed > status.size_bytes:
                 growths[sibling] = (needed, status.size_bytes)
         return growths
 
-    async def _overwritten_bytes(self, disk: str, snapshot: str) -> int:
-        """What goes back, and the zeros behind the end of a snapshot that is shorter."""
+    async def _overwriting(self, disk: str, snapshot: str) -> _Overwriting:
         pictured_bytes, status = await self._ask(snapshot)
         if status.fault:
             raise StorageError(f"snapshot {snapshot} is lost: the kernel says {status.fault}")
-        return status.data_bytes + max(self._length(disk) - pictured_bytes, 0)
+        chunk_bytes = self._sizes_of(snapshot).chunk_bytes
+        return _Overwriting(
+            -(-status.data_bytes // chunk_bytes),
+            chunk_bytes,
+            max(self._length(disk) - pictured_bytes, 0),
+        )
 
     def _siblings(self, disk: str, snapshot: str) -> list[str]:
         """Those that lie over the same origin, which is told by the kernel's tables."""
@@ -140,7 +169,7 @@ class ThickRevert:
         await wait_for_node(node)
         descriptor = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            await self._lvm.mark_for_merging(snapshot)
+            await self._lvm.mark_for_merging(snapshot, descriptor)
         finally:
             os.close(descriptor)
 
@@ -185,6 +214,12 @@ class ThickRevert:
         if info is None:
             raise StorageError(f"snapshot {disk} is not active")
         return await self._watch.ask(info.uuid)
+
+    def _sizes_of(self, snapshot: str) -> CowSizes:
+        info = self._info(snapshot)
+        if info is None:
+            raise StorageError(f"snapshot {snapshot} is not active")
+        return self._watch.sizes_of(info.uuid)
 
     def _kind(self, disk: str) -> str:
         info = self._info(disk)

@@ -283,3 +283,16 @@ async def test_revert_without_room_for_its_stores_changes_nothing(tmp_path: Path
             await rig.run.service.volumes.revert(volume.id, snapshot.id, True)
         assert (await rig.run.service.volumes.get(volume.id)).status is Status.AVAILABLE
         await rig.expect_agreement()
+
+
+async def test_revert_of_a_grown_volume_needs_room_to_take_its_snapshot_again(
+    tmp_path: Path,
+) -> None:
+    driver = ThickFileDriver(tmp_path / "bssd", capacity_bytes=22 * EXTENT)
+    async with thick(tmp_path, driver) as rig:
+        volume = await rig.volume(2 * EXTENT)
+        snapshot = await rig.snapshot(volume)
+        volume = await rig.settled(await rig.grow(volume, 21 * EXTENT))
+        with pytest.raises(NoRoom, match="8 MiB are needed, 0 B of"):
+            await rig.run.service.volumes.revert(volume.id, snapshot.id, False)
+        await rig.expect_agreement()

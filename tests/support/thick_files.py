@@ -33,6 +33,9 @@ class ThickFileDriver(FileDriver):
     """`StorageDriver` of a thick class.
 
     A snapshot's file is a copy, but it cannot be read without its origin's.
+
+    Attributes:
+        adds_bytes: room that somebody added to the group, and nobody has noticed yet.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class ThickFileDriver(FileDriver):
         self.traits = ClassTraits(True, max_snapshots, reserve_bytes)
         self._losses: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._waited_for: set[str] = set()
+        self.adds_bytes = 0
 
     # space and bytes
 
@@ -113,6 +117,13 @@ class ThickFileDriver(FileDriver):
     def snapshot_bytes(self, size_bytes: int) -> int:
         """See `StorageDriver`."""
         return _whole_extents(size_bytes * _STORE_PERCENT // 100)
+
+    async def recount(self) -> None:
+        """See `StorageDriver`: what was put into `adds_bytes` is noticed now."""
+        await self._enter("recount")
+        async with self.turn():
+            self._capacity_bytes += self.adds_bytes
+            self.adds_bytes = 0
 
     async def pool(self) -> PoolUse:
         """See `StorageDriver`."""
@@ -189,10 +200,12 @@ class ThickFileDriver(FileDriver):
     async def revert_bytes(self, disk: str, snapshot_disk: str, *, keep: bool) -> int:
         """See `StorageDriver`: every store must be able to take all of the disk."""
         await self._enter("revert_bytes")
-        self._need_readable(snapshot_disk)
+        had_bytes = self.snapshot_bytes(self._need_readable(snapshot_disk).size_bytes)
         size_bytes = self._need(disk).size_bytes
         siblings = len(self._snapshots_of(disk)) - 1
-        return siblings * size_bytes + (self.snapshot_bytes(size_bytes) if keep else 0)
+        store_bytes = self.snapshot_bytes(size_bytes)
+        again_bytes = max(store_bytes - had_bytes, 0)
+        return siblings * size_bytes + again_bytes + (store_bytes if keep else 0)
 
     async def reserve_for_revert(self, disk: str, snapshot_disk: str) -> None:
         """See `StorageDriver`."""

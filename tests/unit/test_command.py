@@ -96,3 +96,12 @@ def test_companion_that_died_is_replaced_when_it_is_needed(tmp_path: Path) -> No
 def test_missing_tool_is_named_with_its_package() -> None:
     with pytest.raises(StartError, match=r"^nonesuch is not installed: apt-get install that$"):
         find_tool("nonesuch", "that")
+
+
+async def test_child_holds_what_it_was_given_as_standard_input(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    given.write_text("held\n")
+    descriptor = os.open(given, os.O_RDONLY | os.O_CLOEXEC)
+    child = Child(["/bin/cat"], {}, stdin=descriptor)
+    os.close(descriptor)
+    assert (await child.wait(10)).stdout == b"held\n"

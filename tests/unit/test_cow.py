@@ -7,7 +7,7 @@ import pytest
 from blockd.domain.errors import StorageError
 from blockd.domain.units import GIB, MIB
 from blockd.storage.cow_sizes import CowSizes
-from blockd.storage.cow_status import CowStatus, parse_cow_status
+from blockd.storage.cow_status import CowStatus, parse_chunk_bytes, parse_cow_status
 
 SIZES = CowSizes(4096, 10.0, 70.0, 10.0, 4 * MIB)
 
@@ -35,6 +35,20 @@ def test_nothing_but_metadata_is_merged() -> None:
 def test_what_is_no_status_is_an_error(params: str) -> None:
     with pytest.raises(StorageError, match="cannot be read"):
         parse_cow_status(params)
+
+
+@pytest.mark.parametrize(
+    ("params", "chunk_bytes"),
+    [("254:1 254:2 P 8", 4096), ("254:1 254:2 PO 128 1 discard_zeroes_cow", 65536)],
+)
+def test_chunk_of_a_store_is_read_from_its_table(params: str, chunk_bytes: int) -> None:
+    assert parse_chunk_bytes(params) == chunk_bytes
+
+
+@pytest.mark.parametrize("params", ["", "254:1", "254:1 254:2 P", "254:1 254:2 P x", "a b P 0"])
+def test_table_without_a_chunk_is_an_error(params: str) -> None:
+    with pytest.raises(StorageError, match="cannot be read"):
+        parse_chunk_bytes(params)
 
 
 @pytest.mark.parametrize(
