@@ -59,10 +59,18 @@ class StorageClass:
             self._check_free(pool, pool.free_bytes, resource, needs_bytes)
         return pool
 
+    async def lacks(self, needs_bytes: int) -> int:
+        """Thick: how many bytes more would have to be free for `needs_bytes`; thin 0."""
+        pool = await self.driver.pool()
+        return 0 if pool.free_bytes is None else needs_bytes - self._room(pool.free_bytes)
+
+    def _room(self, free_bytes: int) -> int:
+        return free_bytes - self.driver.traits.reserve_bytes - sum(self.promised.values())
+
     def _check_free(self, pool: PoolUse, free_bytes: int, resource: str, needs_bytes: int) -> None:
-        reserve, promised = self.driver.traits.reserve_bytes, sum(self.promised.values())
-        if needs_bytes <= free_bytes - reserve - promised:
+        if needs_bytes <= self._room(free_bytes):
             return
+        reserve, promised = self.driver.traits.reserve_bytes, sum(self.promised.values())
         kept = [f"{format_size(reserve)} are the reserve"] if reserve else []
         kept += [f"{format_size(promised)} are promised"] if promised else []
         raise NoRoom(

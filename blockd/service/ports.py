@@ -182,6 +182,9 @@ class StorageDriver(Protocol):
     async def pool(self) -> PoolUse:
         """Size and use of the space, from the kernel: no process."""
 
+    async def recount(self) -> None:
+        """See whether more is free than is known: others may have given some back."""
+
     async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> Sequence[str]:
         """Before anything else: activate, and set up fronts.
 

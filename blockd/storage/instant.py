@@ -61,6 +61,9 @@ class InstantDisks:
         del size_bytes
         return 0
 
+    async def recount(self) -> None:
+        """The kernel is asked each time."""
+
     async def losses(self) -> AsyncIterator[tuple[str, str]]:
         """No snapshot is ever lost alone."""
         none: tuple[tuple[str, str], ...] = ()

@@ -330,6 +330,9 @@ class LvmThick(LvmDisks):
             free_bytes=free_bytes,
         )
 
+    async def recount(self) -> None:
+        """See the port."""
+
     # start
 
     async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> list[str]:
