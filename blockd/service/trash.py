@@ -144,32 +144,40 @@ class Trash:
                         storage_class.promised[resource_id] = needs_bytes
                     return pool
 
-    async def make_way(self, storage_class: StorageClass, volume: Volume, spare: int = 0) -> None:
-        """Erase snapshots of the volume from the trash, oldest first, until one more may be taken.
+    async def check_way(self, storage_class: StorageClass, volume: Volume, spare: int = 0) -> None:
+        """See `make_way`, before anything is erased for room that the request could not use."""
+        gives = self._gives_room
+        await self._catalog.read(
+            lambda tx: storage_class.surplus_snapshots(tx, volume, spare, gives_way=gives)
+        )
+
+    def make_way(
+        self, tx: Transaction, storage_class: StorageClass, volume: Volume, spare: int = 0
+    ) -> Intent | None:
+        """Take as many snapshots of the volume out of the trash as one more of it needs.
+
+        Oldest first. Part of the transaction that takes it.
 
         Args:
             spare: how many more than the class's limit there may be.
 
+        Returns:
+            The erasure, for `way_made` after the commit.
+
         Raises:
-            NoRoom: there are too many, and none (more) in the trash.
+            NoRoom: there are too many that are not in the trash.
         """
-        while storage_class.driver.traits.max_snapshots is not None:
-            try:
-                await self._catalog.read(
-                    lambda tx: storage_class.check_snapshots(tx, volume, spare)
-                )
-            except NoRoom:
-                if not self._gives_room:
-                    raise
-                take_out = partial(_take_out_of, origin_disk=volume.disk)
-                found, intent = await self._catalog.write("trash erasing for a snapshot", take_out)
-                if not found:
-                    raise
-                log.warning("erasing trash early for a snapshot", volume_id=volume.id)
-                if intent is not None:
-                    self._operations.submit(intent)
-            else:
-                return
+        surplus = storage_class.surplus_snapshots(tx, volume, spare, gives_way=self._gives_room)
+        if not surplus:
+            return None
+        rows = [tx.snapshot(id_) for id_ in tx.disks.in_trash_of(volume.disk)[:surplus]]
+        return forget(tx, storage_class.name, [row for row in rows if row is not None])
+
+    def way_made(self, erasure: Intent | None) -> None:
+        """After that commit, and before the snapshot is begun: begin the erasure, if any."""
+        if erasure is not None:
+            log.warning("erasing trash early for a snapshot", disks=erasure.texts("disks"))
+            self._operations.submit(erasure)
 
     async def _could_give(self, storage_class: StorageClass, needs_bytes: int) -> bool:
         """Thick: whether there could be room without the trash; False if that is not known."""
@@ -253,12 +261,3 @@ def _take_out(
     rows: list[Volume | Snapshot | None] = [tx.volume(id_) for id_ in volume_ids]
     rows += [tx.snapshot(id_) for id_ in snapshot_ids]
     return forget(tx, storage_class, [row for row in rows if row is not None])
-
-
-def _take_out_of(tx: Transaction, origin_disk: str) -> tuple[bool, Intent | None]:
-    """The same for the snapshot of one origin that was deleted first; whether there was one."""
-    snapshot_id = tx.disks.oldest_in_trash_of(origin_disk)
-    row = None if snapshot_id is None else tx.snapshot(snapshot_id)
-    if row is None:
-        return False, None
-    return True, forget(tx, row.storage_class, [row])

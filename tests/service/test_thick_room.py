@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,3 +110,76 @@ async def test_free_space_is_counted_again_before_trash_is_erased(
             await rig.create(1 << 50)
         assert counted == 2
         await rig.run.service.volumes.undelete(volume.id)
+
+
+# for one more snapshot of a volume
+
+
+async def test_snapshot_that_is_refused_costs_nobody_his_trash(tmp_path: Path) -> None:
+    driver = ThickFileDriver(tmp_path / "bssd", max_snapshots=4)
+    async with thick(tmp_path, driver) as rig:
+        volume = await rig.volume()
+        snapshots = [await rig.snapshot(volume, f"s{number}") for number in range(4)]
+        await rig.settled(await rig.run.service.volumes.revert(volume.id, snapshots[0].id, True))
+        await rig.run.service.snapshots.delete(snapshots[1].id)  # leaves 4, and 5 would be one more
+        with pytest.raises(NoRoom):
+            await rig.snapshot(volume)
+        await rig.run.service.snapshots.undelete(snapshots[1].id)
+        await rig.expect_agreement()
+
+
+@pytest.mark.parametrize("verb", ["snapshot", "revert"])
+async def test_snapshot_without_room_costs_its_volume_no_other_one_in_the_trash(
+    tmp_path: Path, verb: str
+) -> None:
+    driver = ThickFileDriver(tmp_path / "bssd", capacity_bytes=1 << 30, max_snapshots=2)
+    async with thick(tmp_path, driver) as rig:
+        volume = await rig.volume(20 * EXTENT)
+        snapshot = await rig.snapshot(volume)
+        older = await rig.snapshot(volume)
+        if verb == "revert":
+            await rig.settled(await rig.run.service.volumes.revert(volume.id, snapshot.id, True))
+        await rig.run.service.snapshots.delete(older.id)
+        driver.traits = replace(driver.traits, reserve_bytes=1 << 31)
+        refused: Awaitable[object] = (
+            rig.snapshot(volume)
+            if verb == "snapshot"
+            else rig.run.service.volumes.revert(volume.id, snapshot.id, True)
+        )
+        with pytest.raises(NoRoom, match="are needed"):
+            await refused
+        await rig.run.service.snapshots.undelete(older.id)
+        await rig.expect_agreement()
+
+
+async def test_as_many_snapshots_make_way_as_are_too_many(tmp_path: Path) -> None:
+    driver = ThickFileDriver(tmp_path / "bssd", max_snapshots=2)
+    async with thick(tmp_path, driver) as rig:
+        volume, first = await rig.stamped()
+        second = await rig.snapshot(volume)
+        await rig.settled(await rig.run.service.volumes.revert(volume.id, first.id, True))
+        for snapshot in (second, first):
+            await rig.run.service.snapshots.delete(snapshot.id)
+        third = await rig.snapshot(volume)
+        _, left = await rig.rows()
+        assert len(left) == 2
+        assert {second.id, first.id}.isdisjoint(row.id for row in left)
+        await rig.expect_snapshot(third, OLD)
+        await rig.expect_agreement()
+
+
+async def test_request_that_fails_in_its_commit_leaves_the_trash_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = ThickFileDriver(tmp_path / "bssd", max_snapshots=1)
+    async with thick(tmp_path, driver) as rig:
+        volume, snapshot = await rig.stamped()
+        await rig.run.service.snapshots.delete(snapshot.id)
+        monkeypatch.setattr("blockd.service.snapshots.remember_answer", None)
+        with pytest.raises(TypeError):
+            await rig.snapshot(volume)
+        monkeypatch.undo()
+        back = await rig.run.service.snapshots.undelete(snapshot.id)
+        await rig.expect_snapshot(back, OLD)
+        await rig.expect(volume, NEW)
+        await rig.expect_agreement()
