@@ -11,6 +11,12 @@ from blockd.domain.job import JobKind
 #: Rows that have a disk: all but those in error, in the trash or not.
 _WHOLE: Final = "status <> 'error' AND NOT (status = 'deleted' AND error IS NOT NULL)"
 
+#: A snapshot that is not in the trash needs this disk of `t`.
+_IN_NEED: Final = (
+    "EXISTS (SELECT 1 FROM snapshots s"
+    " WHERE s.origin_disk = t.disk AND s.status NOT IN ('deleted', 'error'))"
+)
+
 
 class DiskRows:
     """Part of a transaction."""
@@ -42,14 +48,32 @@ class DiskRows:
         ).fetchone()
         return int(count)
 
-    def oldest_in_trash_of(self, origin_disk: str) -> str | None:
-        """The snapshot of this origin that was deleted first, and still has a disk."""
-        found = self._texts(
+    def in_trash_of(self, origin_disk: str) -> list[str]:
+        """The snapshots of this origin that are deleted and still have a disk, oldest first."""
+        return self._texts(
             "SELECT id FROM snapshots WHERE origin_disk = ? AND status = 'deleted'"
-            " AND error IS NULL ORDER BY deleted_at, id LIMIT 1",
+            " AND error IS NULL ORDER BY deleted_at, id",
             [origin_disk],
         )
-        return next(iter(found), None)
+
+    def erasable(self, storage_class: str) -> tuple[dict[str, int], dict[str, int]]:
+        """Disks that are gone once the trash is: of volumes, and of snapshots.
+
+        With the sizes that their rows tell of.
+        """
+        origins = self._sql.execute(
+            "SELECT disk, size_bytes FROM volumes t WHERE storage_class = ?1"
+            f" AND status = 'deleted' AND error IS NULL AND NOT {_IN_NEED} UNION ALL"
+            " SELECT disk, size_bytes FROM kept_origins t"
+            f" WHERE storage_class = ?1 AND NOT {_IN_NEED}",
+            [storage_class],
+        ).fetchall()
+        snapshots = self._sql.execute(
+            "SELECT disk, size_bytes FROM snapshots"
+            " WHERE storage_class = ? AND status = 'deleted' AND error IS NULL",
+            [storage_class],
+        ).fetchall()
+        return dict(origins), dict(snapshots)
 
     def snapshot_on(self, disk: str) -> str | None:
         """The snapshot whose bytes this disk holds."""

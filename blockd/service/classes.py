@@ -59,10 +59,18 @@ class StorageClass:
             self._check_free(pool, pool.free_bytes, resource, needs_bytes)
         return pool
 
+    async def lacks(self, needs_bytes: int) -> int:
+        """Thick: how many bytes more would have to be free for `needs_bytes`; thin 0."""
+        pool = await self.driver.pool()
+        return 0 if pool.free_bytes is None else needs_bytes - self._room(pool.free_bytes)
+
+    def _room(self, free_bytes: int) -> int:
+        return free_bytes - self.driver.traits.reserve_bytes - sum(self.promised.values())
+
     def _check_free(self, pool: PoolUse, free_bytes: int, resource: str, needs_bytes: int) -> None:
-        reserve, promised = self.driver.traits.reserve_bytes, sum(self.promised.values())
-        if needs_bytes <= free_bytes - reserve - promised:
+        if needs_bytes <= self._room(free_bytes):
             return
+        reserve, promised = self.driver.traits.reserve_bytes, sum(self.promised.values())
         kept = [f"{format_size(reserve)} are the reserve"] if reserve else []
         kept += [f"{format_size(promised)} are promised"] if promised else []
         raise NoRoom(
@@ -90,20 +98,26 @@ class StorageClass:
                     "delete volumes or snapshots, or extend the pool",
                 )
 
-    def check_snapshots(self, tx: Transaction, volume: Volume, spare: int = 0) -> None:
-        """Whether one more snapshot may be taken of the volume; part of the transaction.
+    def surplus_snapshots(
+        self, tx: Transaction, volume: Volume, spare: int = 0, *, gives_way: bool = True
+    ) -> int:
+        """How many snapshots in the trash must go before one more is taken of the volume.
+
+        Part of the transaction.
 
         Args:
             spare: how many more than the limit there may be.
+            gives_way: whether the trash does.
 
         Raises:
             NoRoom: thick: there are as many as the class allows of one origin.
         """
         most = self.driver.traits.max_snapshots
         if most is None:
-            return
+            return 0
         count = tx.disks.snapshots_of(volume.disk)
-        if count >= most + spare:
+        surplus = max(count + 1 - most - spare, 0)
+        if surplus > (len(tx.disks.in_trash_of(volume.disk)) if gives_way else 0):
             raise NoRoom(
                 "snapshot",
                 most,
@@ -112,6 +126,7 @@ class StorageClass:
                 f"{self.name} allows {most} of one volume, as each makes its writes slower: delete "
                 "one, or raise max_snapshots",
             )
+        return surplus
 
     def check_overcommit(self, tx: Transaction, pool: PoolUse, more_bytes: int) -> None:
         """Whether the class may promise `more_bytes`; exact, as it is part of the transaction.

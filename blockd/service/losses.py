@@ -27,6 +27,9 @@ log = structlog.get_logger()
 
 _RETRY_S = 5.0
 
+#: Of a revert: its snapshot has no disk of its own then.
+_WITHOUT_IT = (Phase.MERGING, Phase.AGAIN)
+
 
 class Losses:
     """Hears of them from each thick class, for ever."""
@@ -93,19 +96,30 @@ class Losses:
 def _lose(tx: Transaction, disk: str, reason: str) -> tuple[Snapshot, Intent, list[str]] | None:
     """Note it; the erasure of its disk, and the jobs that need its bytes.
 
-    None: there is nothing to be lost. A disk that is still being made is made anew.
+    None: there is nothing to be lost. A disk that is still being made is made anew, but for the one
+    that a revert keeps: what it pictures is being merged away.
     """
     snapshot_id = tx.disks.snapshot_on(disk)
     row = None if snapshot_id is None else tx.snapshot(snapshot_id)
-    if row is None or row.error is not None or row.status in (CREATING, ERROR):
+    if row is None or row.error is not None or row.status is ERROR:
         return None
+    if row.status is CREATING:
+        if not any(job.args.get("keep_id") == row.id for job in tx.jobs.unfinished()):
+            return None
+        return *_broken(tx, row, Event.FAILED, reason), []
     jobs = tx.jobs.of_snapshot(row.id)
-    if any(job.kind is JobKind.REVERT and job.phase is not Phase.BEGUN for job in jobs):
+    if any(job.kind is JobKind.REVERT and job.phase in _WITHOUT_IT for job in jobs):
         return None  # merged, or about to be: it is taken again at the end
-    for job in jobs:
+    # A revert that has taken it again needs it no more, and ends.
+    needing = [job for job in jobs if job.phase is not Phase.SHOWING]
+    for job in needing:
         tx.jobs.put(replace(job, args={**job.args, "lost": f"snapshot {row.id}: {reason}"}))
-    status = move("snapshot", row.id, row.status, Event.LOST)
+    return *_broken(tx, row, Event.LOST, reason), [job.id for job in needing]
+
+
+def _broken(tx: Transaction, row: Snapshot, event: Event, reason: str) -> tuple[Snapshot, Intent]:
+    status = move("snapshot", row.id, row.status, event)
     row = replace(row, status=status, error=reason, updated_at=now_timestamp())
     tx.put_snapshot(row)
     disks = [row.disk, *release(tx, [row])]
-    return row, add_erase(tx, row.storage_class, disks, []), [job.id for job in jobs]
+    return row, add_erase(tx, row.storage_class, disks, [])

@@ -50,7 +50,9 @@ class Reverts:
         storage_class = self._classes[volume.storage_class]
         if not storage_class.is_thick:
             await self._trash.pool_with_room(storage_class, "snapshot")
-            begin = _Begin(storage_class, volume_id, snapshot_id, keep_previous, remember)
+            begin = _Begin(
+                storage_class, self._trash, volume_id, snapshot_id, keep_previous, remember
+            )
             volume, intent = await self._catalog.write("volume reverting", begin.intent)
             self._operations.submit(intent)
             return volume
@@ -58,15 +60,18 @@ class Reverts:
             lambda tx: _revertible(tx, storage_class, volume_id, snapshot_id)[1]
         )
         if keep_previous:
-            await self._trash.make_way(storage_class, volume, spare=1)
+            await self._trash.check_way(storage_class, volume, spare=1)
         async with storage_class.driver.turn():
             needs_bytes = await storage_class.driver.revert_bytes(
                 volume.disk, snapshot.disk, keep=keep_previous
             )
         job_id = new_id()
-        begin = _Begin(storage_class, volume_id, snapshot_id, keep_previous, remember, job_id)
+        begin = _Begin(
+            storage_class, self._trash, volume_id, snapshot_id, keep_previous, remember, job_id
+        )
         async with self._trash.room(storage_class, "snapshot", job_id, needs_bytes):
-            volume = await self._catalog.write("volume reverting", begin.job)
+            volume, erasure = await self._catalog.write("volume reverting", begin.job)
+        self._trash.way_made(erasure)
         self._jobs.submit(job_id)
         return volume
 
@@ -77,6 +82,7 @@ class _Begin:
     def __init__(
         self,
         storage_class: StorageClass,
+        trash: Trash,
         volume_id: str,
         snapshot_id: str,
         keep_previous: bool,
@@ -85,6 +91,7 @@ class _Begin:
     ) -> None:
         self._class, self._volume_id, self._snapshot_id = storage_class, volume_id, snapshot_id
         self._keeps, self._remember, self._job_id = keep_previous, remember, job_id
+        self._trash = trash
 
     def intent(self, tx: Transaction) -> tuple[Volume, Intent]:
         """Thin."""
@@ -99,14 +106,13 @@ class _Begin:
         remember_answer(tx, row, self._remember)
         return row, intent
 
-    def job(self, tx: Transaction) -> Volume:
-        """Thick."""
+    def job(self, tx: Transaction) -> tuple[Volume, Intent | None]:
+        """Thick; with the erasure of what makes way for the snapshot that is kept."""
         row, snapshot = self._changing(tx)
-        if self._keeps:
-            self._class.check_snapshots(tx, row, spare=1)
+        erasure = self._trash.make_way(tx, self._class, row, spare=1) if self._keeps else None
         tx.jobs.add(volume_job(self._job_id, JobKind.REVERT, row, snapshot.id, self._keep(row)))
         remember_answer(tx, row, self._remember)
-        return row
+        return row, erasure
 
     def _changing(self, tx: Transaction) -> tuple[Volume, Snapshot]:
         row, snapshot = _revertible(tx, self._class, self._volume_id, self._snapshot_id)

@@ -61,14 +61,14 @@ class Snapshots:
         project_id = self._tenancy.project(new.project_id, "snapshot")
         origin = await self._catalog.read(lambda tx: volume_at_rest(tx, new.volume_id))
         storage_class = self._classes[origin.storage_class]
-        await self._trash.make_way(storage_class, origin)
+        await self._trash.check_way(storage_class, origin)
         needs_bytes = storage_class.driver.snapshot_bytes(origin.size_bytes)
         snapshot_id = new_id()
         now = now_timestamp()
 
-        def begin(tx: Transaction) -> tuple[Snapshot, Intent]:
+        def begin(tx: Transaction) -> tuple[Snapshot, Intent, Intent | None]:
             volume = volume_at_rest(tx, new.volume_id)
-            storage_class.check_snapshots(tx, volume)
+            erasure = self._trash.make_way(tx, storage_class, volume)
             snapshot = Snapshot(
                 id=snapshot_id,
                 project_id=project_id,
@@ -92,10 +92,11 @@ class Snapshots:
             )
             snapshot = self._seen(snapshot)
             remember_answer(tx, snapshot, remember)
-            return snapshot, intent
+            return snapshot, intent, erasure
 
         async with self._trash.room(storage_class, "snapshot", snapshot_id, needs_bytes):
-            snapshot, intent = await self._catalog.write("snapshot creating", begin)
+            snapshot, intent, erasure = await self._catalog.write("snapshot creating", begin)
+        self._trash.way_made(erasure)
         self._operations.submit(intent)
         return snapshot
 

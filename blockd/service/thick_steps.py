@@ -320,7 +320,7 @@ def _not_keeping(job: Job) -> Callable[[Transaction], None]:
 def _made_available(snapshot_id: str | None) -> Callable[[Transaction], None]:
     def available(tx: Transaction) -> None:
         row = None if snapshot_id is None else tx.snapshot(snapshot_id)
-        if row is not None:
+        if row is not None and row.status is CREATING:  # not lost meanwhile
             status = move("snapshot", row.id, row.status, Event.CREATED)
             tx.put_snapshot(replace(row, status=status, updated_at=now_timestamp()))
 

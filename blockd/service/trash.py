@@ -17,7 +17,7 @@ from blockd.domain.errors import NoRoom, PoolUnfit
 from blockd.domain.intent import Intent
 from blockd.domain.pool import PoolUse
 from blockd.domain.snapshot import Snapshot
-from blockd.domain.units import format_timestamp, parse_timestamp
+from blockd.domain.units import MIB, format_timestamp, parse_timestamp
 from blockd.domain.volume import Volume
 from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.erasures import forget
@@ -33,6 +33,10 @@ _RETRY_S = 30.0
 #: For room, fewer at once: no more shall be lost than is needed.
 _BATCH_FOR_ROOM = 4
 _ROOM_DEADLINE_S = 30.0
+
+#: A snapshot's store is never larger than its origin and this: the list of what it holds.
+_STORE_SHARE = 64
+_STORE_MORE_BYTES = 2 * MIB
 
 
 class Trash:
@@ -108,12 +112,13 @@ class Trash:
         """The pool's use, once there is room for something of kind `resource`.
 
         Above the high-water mark, or where too little is free, the trash is erased, oldest first,
-        until there is room.
+        until there is room. Nothing is, where all of the trash would not be enough.
 
         Raises:
             NoRoom: there is none, and nothing (more) in the trash.
         """
         deadline = time.monotonic() + _ROOM_DEADLINE_S
+        is_counted = is_weighed = False
         async with self._room[
             storage_class.name
         ]:  # or many requests at once would erase many times what is needed
@@ -123,41 +128,76 @@ class Trash:
                 except PoolUnfit:
                     raise
                 except NoRoom:
-                    if not self._gives_room or time.monotonic() > deadline:
+                    if not is_counted:
+                        await storage_class.driver.recount()
+                        is_counted = True
+                    elif not self._gives_room or time.monotonic() > deadline:
                         raise
-                    if not await self._erase_for_room(storage_class.name):
+                    elif storage_class.is_thick and not is_weighed:
+                        if not await self._could_give(storage_class, needs_bytes):
+                            raise
+                        is_weighed = True
+                    elif not await self._erase_for_room(storage_class.name):
                         raise
                 else:
                     if needs_bytes:
                         storage_class.promised[resource_id] = needs_bytes
                     return pool
 
-    async def make_way(self, storage_class: StorageClass, volume: Volume, spare: int = 0) -> None:
-        """Erase snapshots of the volume from the trash, oldest first, until one more may be taken.
+    async def check_way(self, storage_class: StorageClass, volume: Volume, spare: int = 0) -> None:
+        """See `make_way`, before anything is erased for room that the request could not use."""
+        gives = self._gives_room
+        await self._catalog.read(
+            lambda tx: storage_class.surplus_snapshots(tx, volume, spare, gives_way=gives)
+        )
+
+    def make_way(
+        self, tx: Transaction, storage_class: StorageClass, volume: Volume, spare: int = 0
+    ) -> Intent | None:
+        """Take as many snapshots of the volume out of the trash as one more of it needs.
+
+        Oldest first. Part of the transaction that takes it.
 
         Args:
             spare: how many more than the class's limit there may be.
 
+        Returns:
+            The erasure, for `way_made` after the commit.
+
         Raises:
-            NoRoom: there are too many, and none (more) in the trash.
+            NoRoom: there are too many that are not in the trash.
         """
-        while storage_class.driver.traits.max_snapshots is not None:
-            try:
-                await self._catalog.read(
-                    lambda tx: storage_class.check_snapshots(tx, volume, spare)
-                )
-            except NoRoom:
-                if not self._gives_room:
-                    raise
-                take_out = partial(_take_out_of, origin_disk=volume.disk)
-                found, intent = await self._catalog.write("trash erasing for a snapshot", take_out)
-                if not found:
-                    raise
-                log.warning("erasing trash early for a snapshot", volume_id=volume.id)
-                if intent is not None:
-                    self._operations.submit(intent)
-            else:
-                return
+        surplus = storage_class.surplus_snapshots(tx, volume, spare, gives_way=self._gives_room)
+        if not surplus:
+            return None
+        rows = [tx.snapshot(id_) for id_ in tx.disks.in_trash_of(volume.disk)[:surplus]]
+        return forget(tx, storage_class.name, [row for row in rows if row is not None])
+
+    def way_made(self, erasure: Intent | None) -> None:
+        """After that commit, and before the snapshot is begun: begin the erasure, if any."""
+        if erasure is not None:
+            log.warning("erasing trash early for a snapshot", disks=erasure.texts("disks"))
+            self._operations.submit(erasure)
+
+    async def _could_give(self, storage_class: StorageClass, needs_bytes: int) -> bool:
+        """Thick: whether there could be room without the trash; False if that is not known."""
+        driver, name = storage_class.driver, storage_class.name
+        if not any(map(any, await self._catalog.read(lambda tx: tx.disks.erasable(name)))):
+            return False
+        try:
+            async with asyncio.timeout(_ROOM_DEADLINE_S), driver.turn():  # behind other erasures
+                sizes = await driver.disks()  # a grow that was given up left a disk that is larger
+                origins, snapshots = await self._catalog.read(lambda tx: tx.disks.erasable(name))
+        except TimeoutError:
+            return False
+        gives_bytes = 0
+        for disk, size_bytes in origins.items():
+            gives_bytes += driver.volume_bytes(max(size_bytes, sizes.get(disk, 0)))
+        for disk, size_bytes in snapshots.items():
+            most_bytes = max(size_bytes, sizes.get(disk, 0))
+            most_bytes += most_bytes // _STORE_SHARE + _STORE_MORE_BYTES
+            gives_bytes += driver.volume_bytes(most_bytes)
+        return gives_bytes >= await storage_class.lacks(needs_bytes)
 
     async def _erase_for_room(self, class_name: str) -> bool:
         """Erase the oldest things in the trash; whether there were any."""
@@ -221,12 +261,3 @@ def _take_out(
     rows: list[Volume | Snapshot | None] = [tx.volume(id_) for id_ in volume_ids]
     rows += [tx.snapshot(id_) for id_ in snapshot_ids]
     return forget(tx, storage_class, [row for row in rows if row is not None])
-
-
-def _take_out_of(tx: Transaction, origin_disk: str) -> tuple[bool, Intent | None]:
-    """The same for the snapshot of one origin that was deleted first; whether there was one."""
-    snapshot_id = tx.disks.oldest_in_trash_of(origin_disk)
-    row = None if snapshot_id is None else tx.snapshot(snapshot_id)
-    if row is None:
-        return False, None
-    return True, forget(tx, row.storage_class, [row])

@@ -157,7 +157,13 @@ class LvmCommands:
                 it never reads: so it stays open while LVM runs, even if we are killed meanwhile
                 (other descriptors LVM closes: lvm2, lvmcmdline.c, _close_stray_fds).
         """
-        await self._change("lvconvert", "--merge", f"{self.vg}/{snapshot}", stdin=origin)
+        await self._change(
+            "lvconvert",
+            # Or it looks 25 times, for 5 s in all, whether the origin is still open.
+            *("--config", "activation/retry_deactivation=0"),
+            *("--merge", f"{self.vg}/{snapshot}"),
+            stdin=origin,
+        )
 
     async def forget_merged(self, origin: str) -> None:
         """Remove the snapshot that the kernel has merged; passes when there is none.

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockd.domain.job import Job, JobFilter
+from blockd.domain.job import Job, JobFilter, Phase
 from blockd.domain.listing import Page, SnapshotFilter, VolumeFilter
 from blockd.domain.snapshot import NewSnapshot, Snapshot
 from blockd.domain.states import TRANSIENT, Status
@@ -103,6 +103,13 @@ class Thick:
             while not (now := await self.run.service.transfers.job(job.id)).has_ended:
                 await asyncio.sleep(0.002)
         return now
+
+    async def until_phase(self, volume: Volume, phase: Phase) -> Job:
+        """The latest job of a volume, once it has come so far."""
+        async with asyncio.timeout(_DEADLINE_S):
+            while (job := await self.job_of(volume)).phase is not phase:
+                await asyncio.sleep(0.002)
+        return job
 
     async def until_disk(self, disk: str, size_bytes: int = 0) -> None:
         """The disk is there, with at least so many bytes."""
