@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from blockd.domain.errors import StorageError
+from blockd.domain.errors import StorageError, StorageOverdue
 from blockd.storage.lvm_commands import LvmCommands
 
 
@@ -30,10 +30,21 @@ class FreeExtents:
         self.size_bytes, self.free_bytes = group.size_bytes, group.free_bytes
         self._is_stale = False
 
-    async def room(self) -> int:
-        """What is free in truth, an extent at least: one process."""
+    async def take_what_fits(
+        self, wanted_bytes: int, take: Callable[[int], Awaitable[None]]
+    ) -> None:
+        """Have `take` take so much, or what is free in truth, or a single extent."""
         await self.count()
-        return max(self.free_bytes, self.extent_bytes)
+        fitting_bytes = min(wanted_bytes, max(self.free_bytes, self.extent_bytes))
+        try:
+            await take(fitting_bytes)
+        except StorageOverdue:
+            raise
+        except StorageError:
+            # What is free may lie on disks that LVM may put nothing on.
+            if fitting_bytes <= self.extent_bytes:
+                raise
+            await take(self.extent_bytes)
 
     def extents(self, size_bytes: int) -> int:
         """Rounded up to whole extents."""

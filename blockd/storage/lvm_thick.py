@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -136,20 +136,22 @@ class LvmThick(LvmDisks):
 
     async def snapshot(self, snapshot_disk: str, disk: str, volume_id: str | None) -> None:
         """See the port."""
-        store_bytes = self._sizes.first((await self._lower(disk)).size_bytes)
+        first_bytes = self._sizes.first((await self._lower(disk)).size_bytes)
+
+        async def make(store_bytes: int) -> None:
+            still: AbstractAsyncContextManager[object] = (
+                nullcontext() if volume_id is None else self._fronts.still(volume_id)
+            )
+            async with self._free.taking(store_bytes), still:
+                await self._take(snapshot_disk, disk, store_bytes)
+
         if volume_id is None:
             # A revert's, which may have merged: nobody writes yet, and the store can grow later.
-            store_bytes = min(store_bytes, await self._free.room())
-
-        async def make() -> None:
-            async with self._free.taking(store_bytes):
-                if volume_id is None:
-                    await self._take(snapshot_disk, disk, store_bytes)
-                else:
-                    async with self._fronts.still(volume_id):
-                        await self._take(snapshot_disk, disk, store_bytes)
-
-        await self._make(snapshot_disk, make)
+            await self._free.take_what_fits(
+                first_bytes, lambda size: self._make(snapshot_disk, partial(make, size))
+            )
+        else:
+            await self._make(snapshot_disk, partial(make, first_bytes))
 
     async def _take(self, snapshot_disk: str, disk: str, store_bytes: int) -> None:
         """What LVM says is not enough: the kernel must have it, valid."""
@@ -256,7 +258,7 @@ class LvmThick(LvmDisks):
         }
 
     def _kind(self, disk: str) -> str:
-        """The kernel's target of an active disk: `linear`, `snapshot-origin`, `snapshot-merge`…"""
+        """The kernel's target of an active disk: `linear`, `snapshot-origin`…"""
         info = self._info(disk)
         return "" if info is None else self._mapper.table(info.uuid)[0].kind
 
@@ -349,7 +351,7 @@ class LvmThick(LvmDisks):
         problems = await self._put_away_left_active()
         problems += await self._start_fronts(fronts, hidden)
         missed = await self._finding.find()
-        return problems + [f"class {self._settings.name}: {problem}" for problem in missed]
+        return [*problems, *(f"class {self._settings.name}: {line}" for line in missed)]
 
 
 @asynccontextmanager

@@ -54,12 +54,14 @@ class Model:
     Attributes:
         size_bytes: of the group; others may change it.
         commands: LVM commands that were run, their verbs.
+        barred_bytes: what counts as free, but lies on disks that nothing may be put on.
         odd: LVs that the kernel answers nonsense for.
     """
 
     size_bytes: int
     lvs_there: dict[str, ModelLv] = field(default_factory=dict)
     commands: list[str] = field(default_factory=list)
+    barred_bytes: int = 0
     odd: set[str] = field(default_factory=set)
     _minors: Any = field(default_factory=lambda: itertools.count(1))
 
@@ -174,7 +176,7 @@ class Model:
         self.commands.append(verb)
         if size_bytes <= 0 or size_bytes % EXTENT:
             raise StorageError(f"{verb}: {size_bytes} bytes are asked for")
-        if size_bytes > self.free_bytes:
+        if size_bytes > self.free_bytes - self.barred_bytes:
             raise StorageError(f"{verb}: insufficient free space: {self.free_bytes} bytes")
 
     def drop(self, lv: str) -> None:

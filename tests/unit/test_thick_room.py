@@ -67,6 +67,16 @@ async def test_snapshot_is_taken_again_in_what_room_there_is() -> None:
         assert model.lvs_there["t"].size_bytes == 3 * EXTENT
 
 
+async def test_snapshot_is_taken_again_in_an_extent_where_the_free_ones_may_not_be_used() -> None:
+    model = Model(100 * GIB)
+    async with modelled(model, **SMALL) as driver:
+        await with_snapshots(driver)
+        model.barred_bytes = model.free_bytes - 2 * EXTENT
+        async with driver.turn():
+            await driver.snapshot("s", "v", None)
+        assert model.lvs_there["s"].size_bytes == EXTENT
+
+
 # a store keeps the chunk it was made with
 
 
