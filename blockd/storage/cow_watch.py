@@ -217,7 +217,7 @@ class CowWatch:
     def _give_up(self, snapshot: str, last: CowStatus, fault: str = "") -> None:
         store = self._stores.pop(snapshot)
         self._given_up.add(snapshot)
-        if store.refused_at_bytes is not None:
+        if store.refused_at_bytes is not None or self._free_bytes() <= 0:
             why = "the volume group had no room for it to grow"
         elif last.fault:
             why = "found so at start"
