@@ -13,6 +13,7 @@ from blockd.catalog import Catalog
 from blockd.domain.errors import StorageError, StorageOverdue
 from blockd.domain.intent import Intent, Verb
 from blockd.service.classes import StorageClasses
+from blockd.service.promises import recall_promises
 from blockd.service.steps import Steps
 
 log = structlog.get_logger()
@@ -42,7 +43,11 @@ class Operations:
         return await self._catalog.read(lambda tx: tx.intent_count())
 
     async def recover(self) -> None:
-        """Take up what an earlier daemon left unfinished, in the order in which it was begun."""
+        """Take up what an earlier daemon left unfinished, in the order in which it was begun.
+
+        What that and the unfinished jobs were promised is known again when this returns.
+        """
+        await recall_promises(self._catalog, self._classes)
         for intent in await self._catalog.read(lambda tx: tx.intents()):
             log.warning(
                 "taking up unfinished operation",

@@ -67,7 +67,14 @@ class Reverts:
             )
         job_id = new_id()
         begin = _Begin(
-            storage_class, self._trash, volume_id, snapshot_id, keep_previous, remember, job_id
+            storage_class,
+            self._trash,
+            volume_id,
+            snapshot_id,
+            keep_previous,
+            remember,
+            job_id,
+            needs_bytes,
         )
         async with self._trash.room(storage_class, "snapshot", job_id, needs_bytes):
             volume, erasure = await self._catalog.write("volume reverting", begin.job)
@@ -88,10 +95,11 @@ class _Begin:
         keep_previous: bool,
         remember: Remember[Volume] | None,
         job_id: str = "",
+        needs_bytes: int = 0,
     ) -> None:
         self._class, self._volume_id, self._snapshot_id = storage_class, volume_id, snapshot_id
         self._keeps, self._remember, self._job_id = keep_previous, remember, job_id
-        self._trash = trash
+        self._trash, self._needs_bytes = trash, needs_bytes
 
     def intent(self, tx: Transaction) -> tuple[Volume, Intent]:
         """Thin."""
@@ -110,7 +118,8 @@ class _Begin:
         """Thick; with the erasure of what makes way for the snapshot that is kept."""
         row, snapshot = self._changing(tx)
         erasure = self._trash.make_way(tx, self._class, row, spare=1) if self._keeps else None
-        tx.jobs.add(volume_job(self._job_id, JobKind.REVERT, row, snapshot.id, self._keep(row)))
+        args = {**self._keep(row), "needs_bytes": self._needs_bytes}
+        tx.jobs.add(volume_job(self._job_id, JobKind.REVERT, row, snapshot.id, args))
         remember_answer(tx, row, self._remember)
         return row, erasure
 

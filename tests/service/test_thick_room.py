@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from blockd.catalog import Transaction
 from blockd.domain.errors import NoRoom
+from blockd.domain.job import JobKind, JobState, Phase
 from blockd.domain.pool import PoolUse
+from blockd.domain.snapshot import NewSnapshot
 from blockd.domain.states import Status
 from blockd.domain.units import MIB
+from blockd.service.promises import recall_promises
 from tests.service.thick_rig import NEW, OLD, Thick, thick
 from tests.support.thick_files import ThickFileDriver
 
@@ -183,3 +187,95 @@ async def test_request_that_fails_in_its_commit_leaves_the_trash_as_it_was(
         await rig.expect_snapshot(back, OLD)
         await rig.expect(volume, NEW)
         await rig.expect_agreement()
+
+
+# promises, over a restart
+
+
+def gate_of(verb: str) -> str:
+    return "snapshot" if verb == "revert" else verb
+
+
+async def unfinished(rig: Thick, verb: str) -> None:
+    """Begin what a gate holds before it has taken any space."""
+    volume = await rig.volume(2 * EXTENT)
+    snapshot = await rig.snapshot(volume)
+    await rig.snapshot(volume)
+    rig.driver.gates[gate_of(verb)] = asyncio.Event()
+    if verb == "create":
+        await rig.create(6 * EXTENT)
+    elif verb == "clone":
+        await rig.create(6 * EXTENT, of=snapshot.id)
+    elif verb == "grow":
+        await rig.grow(volume, 8 * EXTENT)
+    elif verb == "snapshot":
+        new = NewSnapshot(volume.id, "held", None, (), public=False)
+        await rig.run.service.snapshots.create(new)
+        rig.run.service.volumes._operations._stop_s = 0.05
+    else:
+        await rig.run.service.volumes.revert(volume.id, snapshot.id, True)
+
+
+@pytest.mark.parametrize("verb", ["create", "clone", "grow", "snapshot", "revert"])
+async def test_what_was_promised_is_so_after_a_restart(tmp_path: Path, verb: str) -> None:
+    driver = ThickFileDriver(tmp_path / "bssd", capacity_bytes=14 * EXTENT)
+    async with thick(tmp_path, driver) as rig:
+        await unfinished(rig, verb)
+        promised = dict(rig.run.classes["bssd"].promised)
+        assert sum(promised.values()) == {"snapshot": 1, "revert": 3}.get(verb, 6) * EXTENT
+    driver = ThickFileDriver(tmp_path / "bssd", capacity_bytes=14 * EXTENT)
+    driver.gates[gate_of(verb)] = gate = asyncio.Event()
+    async with thick(tmp_path, driver) as rig:
+        assert rig.run.classes["bssd"].promised == promised
+        with pytest.raises(NoRoom, match="are promised"):
+            await rig.create(10 * EXTENT)
+        gate.set()
+        await rig.idle()
+        volumes, snapshots = await rig.rows()
+        assert [row.error for row in [*volumes, *snapshots] if row.error is not None] == []
+        await rig.expect_agreement()
+
+
+async def test_space_that_was_taken_before_the_restart_is_not_promised_twice(
+    tmp_path: Path,
+) -> None:
+    driver = ThickFileDriver(tmp_path / "bssd", capacity_bytes=10 * EXTENT)
+    driver.gates["complete"] = asyncio.Event()
+    async with thick(tmp_path, driver) as rig:
+        volume = await rig.create(6 * EXTENT)
+        await rig.until_disk(volume.disk)
+    driver = ThickFileDriver(tmp_path / "bssd", capacity_bytes=10 * EXTENT)
+    driver.gates["create"] = gate = asyncio.Event()
+    async with thick(tmp_path, driver) as rig:
+        assert rig.run.classes["bssd"].promised == {}
+        second = await rig.create(4 * EXTENT)
+        gate.set()
+        for created in (volume, second):
+            assert (await rig.settled(created)).status is Status.AVAILABLE
+        await rig.expect_agreement()
+
+
+async def test_import_is_promised_its_space_after_a_restart(tmp_path: Path) -> None:
+    async with thick(tmp_path) as rig:
+        _, snapshot = await rig.stamped()
+        imported = replace(
+            snapshot, id="i", disk="blockd-i", status=Status.CREATING, origin_disk=None
+        )
+        volume = await rig.volume()
+        job = replace(
+            await rig.job_of(volume),
+            id="j",
+            kind=JobKind.IMPORT,
+            state=JobState.QUEUED,
+            phase=Phase.BEGUN,
+            volume_id=None,
+            snapshot_id="i",
+        )
+
+        def begun(tx: Transaction) -> None:
+            tx.add_snapshot(imported)
+            tx.jobs.add(job)
+
+        await rig.run.catalog.write("as if it was begun", begun)
+        await recall_promises(rig.run.catalog, rig.run.classes)
+        assert rig.run.classes["bssd"].promised == {"i": EXTENT}
