@@ -59,10 +59,8 @@ def _to_snapshots(
 def _to_job(
     storage_class: StorageClass, disks: Mapping[str, int], tx: Transaction, job: Job
 ) -> Iterator[tuple[str, int]]:
-    if job.kind is JobKind.IMPORT:
-        row = tx.snapshot(job.snapshot_id or "")
-    else:
-        row = tx.volume(job.volume_id or "")
+    is_import = job.kind is JobKind.IMPORT
+    row = tx.snapshot(job.snapshot_id or "") if is_import else tx.volume(job.volume_id or "")
     if row is None or row.storage_class != storage_class.name:
         return
     taken_bytes = disks.get(row.disk, 0)

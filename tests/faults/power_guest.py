@@ -1,9 +1,9 @@
 """What runs in the guest between two power cuts.
 
-    python -m tests.faults.power_guest VERB record|end|N
+    python -m tests.faults.power_guest KIND VERB record|end|N
 
-`record` makes the volume group and records the side effects of VERB; a number checks what the
-last cut left, does VERB again, and cuts the power at that event; `end` only checks.
+`record` makes the volume group and records the side effects of VERB in a class of KIND; a number
+checks what the last cut left, does VERB again, and cuts the power at that event; `end` only checks.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ RUN = Path("/run/blockd-faults")
 
 def main() -> None:
     """One link of the chain."""
-    verb, step = sys.argv[1:]
+    kind, verb, step = sys.argv[1:]
     scenario = SCENARIOS[verb]()
     RUN.mkdir()
     STATE.mkdir(parents=True, exist_ok=True)
     chain.mount_state(STATE_DISK, STATE, make=step == "record")
     # Objects survive the cut, uploads do not: MinIO, too, forgets them when it starts again.
     with object_store(STATE) as server:
-        _link(scenario, step, server)
+        _link(kind, scenario, step, server)
 
 
-def _link(scenario: Scenario, step: str, server: Server) -> None:
+def _link(kind: str, scenario: Scenario, step: str, server: Server) -> None:
     place = Place(
         state=STATE,
         run=RUN,
         disk=Path("/dev/ubda"),
+        kind=kind,
         trash_keep=scenario.trash_keep,
         object_storage=server,
     )
