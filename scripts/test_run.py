@@ -36,6 +36,7 @@ GUEST_PYTEST: Final = [".venv/bin/python", *PYTEST[1:]]
 GUEST_DISKS: Final = ["--disk", "4G"] * 3
 
 NATIVE, KERNEL, LAB = "native", "kernel", "lab"
+#: Without --full each goes on with "and not full".
 MARKS: Final = {NATIVE: "not kernel and not lab", KERNEL: "kernel", LAB: "lab"}
 
 #: Files whose tests take minutes each, and so are dealt out one by one.
@@ -274,13 +275,14 @@ def units_of(kind: str, options: list[str], selected: list[str]) -> list[Unit]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/test",
-        usage="scripts/test [--fast] [PYTEST ARGUMENT]...",
+        usage="scripts/test [--fast | --full] [PYTEST ARGUMENT]...",
         description="Run the tests, those on a real kernel in guests of scripts/lab.",
         epilog="All else goes to pytest: scripts/test -k snapshot; scripts/test tests/contract. "
         "Logs and reports are in build/. The last line says how many passed and failed in all.",
         allow_abbrev=False,
     )
     parser.add_argument("--fast", action="store_true", help="only what needs no kernel: a minute")
+    parser.add_argument("--full", action="store_true", help="also what takes minutes each: an hour")
     options, rest = parser.parse_known_args()
     options.selected = [text for text in rest if (ROOT / text.partition("::")[0]).exists()]
     options.pytest = [text for text in rest if text not in options.selected]
@@ -373,6 +375,8 @@ def everything(asked: argparse.Namespace) -> int:
 def main() -> int:
     asked = parse()
     BUILD.mkdir(exist_ok=True)
+    if not asked.full:
+        MARKS.update({kind: f"({mark}) and not full" for kind, mark in MARKS.items()})
     try:
         return fast([*asked.pytest, *asked.selected]) if asked.fast else everything(asked)
     except KeyboardInterrupt:

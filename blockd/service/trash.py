@@ -13,7 +13,7 @@ from functools import partial
 import structlog
 
 from blockd.catalog import Catalog, Transaction
-from blockd.domain.errors import NoRoom, PoolUnfit
+from blockd.domain.errors import NoRoom, PoolUnfit, StorageError
 from blockd.domain.intent import Intent
 from blockd.domain.pool import PoolUse
 from blockd.domain.snapshot import Snapshot
@@ -33,6 +33,8 @@ _RETRY_S = 30.0
 #: For room, fewer at once: no more shall be lost than is needed.
 _BATCH_FOR_ROOM = 4
 _ROOM_DEADLINE_S = 30.0
+#: A request does not wait longer for its turn to have free space counted anew.
+_COUNT_DEADLINE_S = 5.0
 
 #: A snapshot's store is never larger than its origin and this: the list of what it holds.
 _STORE_SHARE = 64
@@ -129,7 +131,7 @@ class Trash:
                     raise
                 except NoRoom:
                     if not is_counted:
-                        await storage_class.driver.recount()
+                        await _counted(storage_class)
                         is_counted = True
                     elif not self._gives_room or time.monotonic() > deadline:
                         raise
@@ -261,3 +263,14 @@ def _take_out(
     rows: list[Volume | Snapshot | None] = [tx.volume(id_) for id_ in volume_ids]
     rows += [tx.snapshot(id_) for id_ in snapshot_ids]
     return forget(tx, storage_class, [row for row in rows if row is not None])
+
+
+async def _counted(storage_class: StorageClass) -> None:
+    """Have free space counted anew; where that is not to be had soon, what is known counts."""
+    try:
+        async with asyncio.timeout(_COUNT_DEADLINE_S):
+            await storage_class.driver.recount()
+    except (StorageError, TimeoutError) as err:
+        log.warning(
+            "free space not counted anew", storage_class=storage_class.name, reason=str(err)
+        )
