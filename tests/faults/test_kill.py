@@ -45,13 +45,8 @@ def thick_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     made.remove_vg()
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        pytest.param(verb, marks=[] if verb == "revert" else pytest.mark.full, id=f"thick {verb}")
-        for verb in THICK_VERBS
-    ],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("verb", [pytest.param(verb, id=f"thick {verb}") for verb in THICK_VERBS])
 def test_daemon_of_a_thick_class_killed_at_each_side_effect_leaves_all_in_agreement(
     thick_place: Place, verb: str
 ) -> None:

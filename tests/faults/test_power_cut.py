@@ -16,13 +16,12 @@ ROOT = Path(__file__).parents[2]
 POWER_CUT = 75  # what scripts/lab ends with when the guest died
 
 
-FULL = pytest.mark.full
 #: Those whose disks a thick class treats otherwise; the others were killed at each side effect.
 THICK_VERBS = ("clone", "revert", "erase", "erase snapshot")
 CASES = [
     *(pytest.param("thin", verb, id=verb) for verb in SCENARIOS),
     *(
-        pytest.param("thick", verb, id=f"thick {verb}", marks=[] if verb == "revert" else FULL)
+        pytest.param("thick", verb, id=f"thick {verb}", marks=pytest.mark.full)
         for verb in THICK_VERBS
     ),
 ]
