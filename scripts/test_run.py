@@ -281,8 +281,8 @@ def parse() -> argparse.Namespace:
         "Logs and reports are in build/. The last line says how many passed and failed in all.",
         allow_abbrev=False,
     )
-    parser.add_argument("--fast", action="store_true", help="only what needs no kernel: a minute")
-    parser.add_argument("--full", action="store_true", help="also what takes minutes each: an hour")
+    parser.add_argument("--fast", action="store_true", help="only what needs no kernel")
+    parser.add_argument("--full", action="store_true", help="also what takes minutes each")
     options, rest = parser.parse_known_args()
     options.selected = [text for text in rest if (ROOT / text.partition("::")[0]).exists()]
     options.pytest = [text for text in rest if text not in options.selected]

@@ -49,13 +49,6 @@ class DiskReader:
                 raise StorageError("the disk is shorter than its volume")
             offset, into = offset + count, into[count:]
 
-    def sync(self) -> None:
-        """What was written to the disk is durable; in the thread. Raises StorageError."""
-        try:
-            os.fsync(self._descriptor)
-        except OSError as err:
-            raise StorageError(f"the disk cannot be written: {err.strerror}") from err
-
     async def digest(self, allocation: Allocation) -> str:
         """The content digest of what is allocated."""
         digest = ContentDigest()
