@@ -1,0 +1,149 @@
+"""The verbs over catalog, classes and object storage, with all that runs beside requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import structlog
+
+from blockd.catalog import Catalog, Transaction
+from blockd.config import Config
+from blockd.domain.effects import SideEffects
+from blockd.domain.front import FrontSpec
+from blockd.host.secrets import object_storage_keys
+from blockd.service import Service
+from blockd.service.answers import Answers
+from blockd.service.classes import StorageClass, StorageClasses
+from blockd.service.host import Host, Tenancy
+from blockd.service.job_steps import JobSteps
+from blockd.service.jobs import Jobs
+from blockd.service.losses import Losses
+from blockd.service.operations import Operations
+from blockd.service.ports import Images
+from blockd.service.snapshots import Snapshots
+from blockd.service.steps import front_of
+from blockd.service.transfers import Transfers
+from blockd.service.trash import Trash
+from blockd.service.volumes import Volumes
+from blockd.transfer.no_images import NoImages
+
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def open_images(config: Config, effects: SideEffects) -> AsyncIterator[Images]:
+    """Images in the configured object storage, or none where there is none.
+
+    Raises:
+        StartError: there are no credentials, or no qemu-img.
+    """
+    section, transfers = config.object_storage, config.transfers
+    if section is None:
+        yield NoImages()
+        return
+    # Only here: a host without object storage needs neither the memory nor the programs.
+    from blockd.transfer import images, qemu_img, s3  # noqa: PLC0415
+    from blockd.transfer.bandwidth import Bandwidth  # noqa: PLC0415
+
+    endpoint = s3.Endpoint(
+        section.endpoint.rstrip("/"),
+        section.region,
+        section.style == "virtual",
+        None if section.ca_file is None else str(section.ca_file),
+    )
+    settings = images.TransferSettings(
+        transfers.part_size,
+        transfers.max_parts,
+        transfers.parallel,
+        transfers.scratch,
+        transfers.max_scratch,
+    )
+    async with s3.open_object_store(
+        endpoint,
+        s3.Keys(*object_storage_keys(section.credentials)),
+        effects,
+        patience_s=transfers.patience,
+        bandwidth=Bandwidth(transfers.bandwidth),
+        connections=transfers.concurrency * (transfers.parallel + 2),
+    ) as store:
+        yield images.Images(store, qemu_img.QemuImg(transfers.memory), settings)
+
+
+@asynccontextmanager
+async def open_service(
+    config: Config,
+    catalog: Catalog,
+    classes: StorageClasses,
+    images: Images,
+    count_loss: Callable[[str], None] = lambda _: None,
+) -> AsyncIterator[Service]:
+    """The verbs over catalog and classes; what an earlier daemon left unfinished goes on.
+
+    Args:
+        count_loss: is told the class of each snapshot that is lost.
+    """
+    host = config.host
+    tenancy = Tenancy(
+        host.zone,
+        host.organization_id,
+        host.default_project_id,
+        frozenset({host.default_project_id, *(project.id for project in host.projects)}),
+    )
+    problems: list[str] = []
+    for storage_class in classes:
+        fronts, hidden = await catalog.read(partial(_disks_at_start, storage_class))
+        problems += await storage_class.driver.start(fronts, hidden)
+    for problem in problems:
+        log.error("not available", problem=problem)
+    stop_s = config.daemon.stop_timeout
+    async with Operations(catalog, classes, stop_s=stop_s) as operations:
+        await operations.recover()
+        trash = Trash(
+            catalog,
+            classes,
+            operations,
+            keep_s=config.trash.keep,
+            gives_room=config.trash.policy == "trash",
+        )
+        steps = JobSteps(catalog, classes, images, operations)
+        concurrency, keep_jobs_s = config.transfers.concurrency, config.transfers.keep_jobs
+        tasks = [asyncio.create_task(trash.run(), name="trash")]
+        try:
+            async with Jobs(catalog, steps, concurrency=concurrency, keep_s=keep_jobs_s) as jobs:
+                await jobs.recover()
+                losses = Losses(catalog, classes, operations, jobs, count_loss)
+                tasks.append(asyncio.create_task(losses.run(), name="losses"))
+                yield Service(
+                    volumes=Volumes(catalog, classes, operations, trash, tenancy, jobs),
+                    snapshots=Snapshots(catalog, classes, operations, trash, tenancy),
+                    host=Host(tenancy, classes, operations, jobs, problems),
+                    answers=Answers(catalog),
+                    transfers=Transfers(
+                        catalog,
+                        classes,
+                        trash,
+                        tenancy,
+                        images,
+                        jobs,
+                        max_import_bytes=config.transfers.max_import_size,
+                    ),
+                )
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _disks_at_start(
+    storage_class: StorageClass, tx: Transaction
+) -> tuple[list[FrontSpec], list[str]]:
+    """The fronts that shall be up, and the disks that have none but are needed all the same."""
+    volumes = tx.volumes_with_fronts(storage_class.name)
+    if not storage_class.is_thick:
+        return [front_of(volume) for volume in volumes], []
+    reverting = tx.disks.reverting(storage_class.name)
+    fronts = [front_of(volume) for volume in volumes if volume.id not in reverting]
+    return fronts, tx.disks.hidden(storage_class.name)
