@@ -8,8 +8,11 @@ Source: lvcreate(8), lvremove(8), lvchange(8), lvextend(8), lvconvert(8), lvs(8)
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StorageError, StorageOverdue
@@ -36,6 +39,9 @@ class LvmFailed(StorageError):
         self.output = output
         #: Refused since a disk of the volume group is not among those that LVM may open.
         self.misses_disks = b"PVs are missing" in output.stderr
+        collides = _COLLIDES.search(output.stderr)
+        #: Refused since the kernel has this thin device already, and LVM was to make it.
+        self.colliding_id = None if collides is None else int(collides[1])
 
 
 class LvmCommands:
@@ -68,6 +74,9 @@ class LvmCommands:
             vg_marker(vg).partition("=")[0]: vg,
             **({} if udev else {"DM_DISABLE_UDEV": "1"}),
         }
+        self._system_dir = system_dir
+        #: Is asked to get a thin device out of LVM's way; whether it did (`thin_collision.py`).
+        self.clear_way: Callable[[int], Awaitable[bool]] | None = None
 
     # making
 
@@ -84,7 +93,7 @@ class LvmCommands:
         self, lv: str, origin: str, tag: str, *, timeout_s: float | None = None
     ) -> None:
         """A read-only thin snapshot, inactive."""
-        # Not `_change`, which looks for disks: the origin's front is suspended meanwhile.
+        # Not `_change`, which tries remedies: the origin's front is suspended meanwhile.
         await self._run(
             "lvcreate",
             *("--yes", "--snapshot", "--permission", "r"),
@@ -122,7 +131,7 @@ class LvmCommands:
         timeout_s: float | None = None,
     ) -> None:
         """A read-only classic snapshot with a store of its own; active, as its origin is."""
-        # Not `_change`, which looks for disks: the origin's front is suspended meanwhile.
+        # Not `_change`, which tries remedies: the origin's front is suspended meanwhile.
         await self._run(
             "lvcreate",
             *("--yes", "--snapshot", "--permission", "r", "--chunksize", f"{chunk_bytes}b"),
@@ -254,18 +263,33 @@ class LvmCommands:
         output = await self._run("vgs", *_JSON, "--options", VG_FIELDS, self.vg)
         return parse_vg(output.stdout)
 
-    async def find_disks(self) -> None:
-        """Look again which disks hold our volume groups."""
-        if self._find_disks is not None:
-            await self._find_disks()
+    async def text(self) -> bytes:
+        """The volume group as LVM has it on its disks."""
+        # A file, as LVM renames what it has written to its place.
+        path = self._system_dir / f"{self.vg}.text"
+        await self._run("vgcfgbackup", "--file", str(path), self.vg)
+        return await asyncio.to_thread(path.read_bytes)
+
+    async def remedy(self, err: LvmFailed) -> bool:
+        """Do away with what made a command fail, if it is of a kind that we know.
+
+        Returns:
+            Whether the command is worth another try.
+        """
+        if err.misses_disks:
+            if self._find_disks is not None:
+                await self._find_disks()
+            return True
+        if err.colliding_id is not None and self.clear_way is not None:
+            return await self.clear_way(err.colliding_id)
+        return False
 
     async def _change(self, verb: str, *args: str, stdin: int | None = None) -> None:
         try:
             await self._run(verb, "--yes", *args, stdin=stdin)
         except LvmFailed as err:
-            if not err.misses_disks:
+            if not await self.remedy(err):
                 raise
-            await self.find_disks()
             await self._run(verb, "--yes", *args, stdin=stdin)
 
     async def _run(
@@ -305,8 +329,13 @@ def vg_marker(vg: str) -> str:
 _JSON = ("--reportformat", "json", "--units", "b", "--nosuffix")
 
 
+_COLLIDES: Final = re.compile(rb"already contain thin device with device_id (\d+)")
+
+
 def _complaint(output: Output) -> str:
     """The line of stderr that tells most: the last that is no mere warning."""
+    if collides := _COLLIDES.search(output.stderr):
+        return f"the pool has thin device {int(collides[1])} already, which LVM was to make"
     lines = [line.strip() for line in output.stderr.decode(errors="replace").splitlines()]
     lines = [line for line in lines if line]
     telling = [line for line in lines if not line.startswith(("WARNING", "File descriptor"))]

@@ -83,14 +83,15 @@ class LvmDisks:
     async def _make(self, disk: str, make: Callable[[], Awaitable[None]]) -> None:
         """Run `make`; if that fails, remove what an earlier attempt left, and try once more."""
         try:
-            await make()
+            try:
+                await make()
+            except LvmFailed as err:
+                if not await self._lvm.remedy(err):
+                    raise
+                await make()
         except StorageOverdue:
             raise
-        except StorageError as err:
-            if isinstance(err, LvmFailed) and err.misses_disks:
-                await self._lvm.find_disks()
-                await make()
-                return
+        except StorageError:
             remains = await self._found(disk)
             if remains is None:
                 raise

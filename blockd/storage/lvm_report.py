@@ -16,7 +16,7 @@ Row = TypeVar("Row")
 
 LV_FIELDS: Final = (
     "lv_name,lv_uuid,vg_uuid,lv_size,lv_tags,lv_attr,segtype,pool_lv,lv_permissions,zero,"
-    "chunk_size,thin_id,origin,origin_size,lv_merging"
+    "chunk_size,thin_id,origin,origin_size,lv_merging,transaction_id"
 )
 VG_FIELDS: Final = "vg_uuid,vg_size,vg_free,vg_extent_size"
 PV_FIELDS: Final = "pv_name,vg_name"
@@ -32,6 +32,8 @@ class LogicalVolume:
         origin: of a classic or thin snapshot, else empty.
         origin_bytes: how much of a classic snapshot's origin it pictures; 0 of all others.
         is_merging: a classic snapshot that is being merged, or its origin.
+        transaction_id: of a thin pool, how many changes LVM has begun; of a thin LV, the pool's
+            before it was made; 0 of all others.
     """
 
     name: str
@@ -47,6 +49,7 @@ class LogicalVolume:
     origin: str = ""
     origin_bytes: int = 0
     is_merging: bool = False
+    transaction_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,7 @@ def parse_lvs(report: bytes) -> list[LogicalVolume]:
             # Thin snapshots have one, too, but take nothing of it.
             origin_bytes=int(row["origin_size"] or 0) if not row["pool_lv"] else 0,
             is_merging=bool(row["lv_merging"]),
+            transaction_id=int(row["transaction_id"] or 0),
         ),
     )
     # With `segtype` asked for, LVM has a row for each segment: one that has grown comes again.

@@ -11,20 +11,25 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import structlog
+
 from blockd.domain.allocation import Allocation
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StartError, StorageError
 from blockd.domain.front import FrontSpec
 from blockd.domain.pool import PoolUse
 from blockd.host.command import Companion
-from blockd.storage.dm import DeviceMapper
+from blockd.storage.dm import DeviceMapper, Target
 from blockd.storage.fronts import Fronts, front_owner
 from blockd.storage.instant import InstantDisks
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
 from blockd.storage.lvm_disks import ClassSettings, LvmDisks
 from blockd.storage.pool_status import PoolStatus, parse_pool_status
+from blockd.storage.thin_collision import ThinCollision
 from blockd.storage.thin_reading import ThinReading
 from blockd.storage.vg_queue import VgQueue
+
+log = structlog.get_logger()
 
 _STATUS_DEADLINE_S = 10.0
 
@@ -66,8 +71,26 @@ class LvmThin(InstantDisks, LvmDisks):
     # disks
 
     async def create(self, disk: str, size_bytes: int) -> None:
-        pool = self._settings.pool
-        await self._make(disk, lambda: self._lvm.create_thin(disk, pool, size_bytes, self._tag))
+        async def make() -> None:
+            await self._lvm.create_thin(disk, self._settings.pool, size_bytes, self._tag)
+            await self._expect_empty(disk)
+
+        await self._make(disk, make)
+
+    async def _expect_empty(self, disk: str) -> None:
+        """LVM takes a thin device that the kernel has already for the one that it just made.
+
+        (lvm2, libdm/libdm-deptree.c, `expected_errno = EEXIST`): its old data would show.
+        """
+        info = self._info(disk)
+        if info is None:
+            raise StorageError(f"LV {self._vg}/{disk} has no device after its creation")
+        target = await self._status(info.uuid)
+        if target.params.split()[:1] != ["0"]:  # mapped sectors (thin-provisioning.rst)
+            kept_id = await self._collision.keep(self._reading.device_id(disk))
+            raise StorageError(
+                f"LVM made {disk} of a thin device with old data, which is kept as number {kept_id}"
+            )
 
     async def snapshot(self, snapshot_disk: str, disk: str, volume_id: str | None) -> None:
         async def take() -> None:
@@ -128,10 +151,14 @@ class LvmThin(InstantDisks, LvmDisks):
         )
 
     async def _pool_status(self) -> PoolStatus:
+        return parse_pool_status((await self._status(self._pool_uuid)).params)
+
+    async def _status(self, uuid: str) -> Target:
+        """Of the pool, or of a device in it."""
         # In a thread of its own: the kernel answers when the pool's metadata lock is free, and on a
         # disk that hangs it never is.
         loop = asyncio.get_running_loop()
-        asking = loop.run_in_executor(self._status_threads, self._mapper.status, self._pool_uuid)
+        asking = loop.run_in_executor(self._status_threads, self._mapper.status, uuid)
         try:
             async with asyncio.timeout(_STATUS_DEADLINE_S):
                 (target,) = await asking
@@ -139,7 +166,7 @@ class LvmThin(InstantDisks, LvmDisks):
             raise StorageError(
                 f"pool {self._settings.vg}/{self._settings.pool} does not answer: does a disk hang?"
             ) from None
-        return parse_pool_status(target.params)
+        return target
 
     # start
 
@@ -171,6 +198,19 @@ class LvmThin(InstantDisks, LvmDisks):
         self._pool_uuid = f"LVM-{f'{pool.vg_uuid}{pool.uuid}'.replace('-', '')}-tpool"
         if self._mapper.info(self._pool_uuid) is None:
             await self._lvm.activate([pool_name])
+        self._collision = ThinCollision(
+            pool_name, self._pool_uuid, self._tag, self._lvm, self._mapper, self._pool_status
+        )
+        self._lvm.clear_way = self._collision.clear_way
+        await self._undo_cut_short(pool.transaction_id)
+
+    async def _undo_cut_short(self, transaction_id: int) -> None:
+        """At start: the journal does anew what LVM was making when it was cut short."""
+        try:
+            if (await self._pool_status()).transaction_id != transaction_id:
+                await self._collision.undo_cut_short()
+        except StorageError as err:  # whoever changes something will hear of it
+            log.exception("an LVM command cut short is not undone", reason=str(err))
 
     async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> list[str]:
         del hidden  # thin snapshots need no origin

@@ -47,7 +47,7 @@ class ThinReading(DiskReading):
 
     async def allocation(self, disk: str, size_bytes: int, pool_uuid: str) -> Allocation:
         """See the port. Costs no LVM process."""
-        device = self._device_id(disk)
+        device = str(self.device_id(disk))
         metadata = f"/dev/mapper/{lv_device_name(self._vg, f'{self._pool}_tmeta')}"
         dump = ThinDump(size_bytes)
         async with self._metadata_snapshot:
@@ -72,7 +72,7 @@ class ThinReading(DiskReading):
         log.warning("releasing the metadata snapshot that was left reserved", pool=self._pool)
         await self._release(pool_uuid)
 
-    def _device_id(self, disk: str) -> str:
+    def device_id(self, disk: str) -> int:
         """Its number within the pool: `thin <pool> <number>` (thin-provisioning.rst)."""
         info = self._mapper.info_of_name(lv_device_name(self._vg, disk))
         if info is None:
@@ -81,4 +81,4 @@ class ThinReading(DiskReading):
         fields = target.params.split()
         if target.kind != "thin" or len(fields) != 2:
             raise StorageError(f"LV {self._vg}/{disk} is no thin volume with one parent")
-        return fields[1]
+        return int(fields[1])

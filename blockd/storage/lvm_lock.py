@@ -1,0 +1,54 @@
+"""LVM's own lock of a volume group, for the moments in which we talk to the kernel past LVM.
+
+Source: lvm2, lib/misc/lvm-flock.c: a file that the holder locks whole, and that is unlinked by who
+leaves it last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from blockd.domain.errors import StorageError
+
+LOCK_DIRECTORY = Path("/run/lock/lvm")
+_RETRY_S = 0.05
+
+
+@asynccontextmanager
+async def lvm_lock(vg: str, *, timeout_s: float) -> AsyncIterator[None]:
+    """No LVM command changes the volume group within the block; ours would wait for ever.
+
+    Raises:
+        StorageError: another command holds it.
+    """
+    path, deadline = LOCK_DIRECTORY / f"V_{vg}", time.monotonic() + timeout_s
+    while (descriptor := _locked(path)) is None:
+        if time.monotonic() > deadline:
+            raise StorageError(f"another LVM command holds {vg} for more than {timeout_s:g} s")
+        await asyncio.sleep(_RETRY_S)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(path: Path) -> int | None:
+    """A descriptor that holds the lock, None if somebody else holds it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as err:
+        raise StorageError(f"cannot lock {path}: {err.strerror}") from err
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass  # held; or unlinked by who left it, and no lock any more
+    os.close(descriptor)
+    return None
