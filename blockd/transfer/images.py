@@ -18,27 +18,26 @@ from blockd.domain.allocation import CLUSTER_BYTES, Allocation
 from blockd.domain.errors import ObjectMissing, StorageError, StoreUnavailable, UploadGone
 from blockd.domain.job import Compression
 from blockd.domain.transfer import Exported, ExportNotes, ExportOrder, ImageFacts, Progress
-from blockd.domain.units import GIB, format_size
+from blockd.domain.units import GIB
 from blockd.domain.volume import OpenDisk
 from blockd.transfer.digest import ContentDigest
 from blockd.transfer.digest_sink import DigestSink
 from blockd.transfer.disk_reader import DiskReader, open_disk
 from blockd.transfer.disk_sink import disk_sink
 from blockd.transfer.laid_out_sink import OPEN_BUFFERS, LaidOutSink, scratch_file, scratch_parts
+from blockd.transfer.multipart import JOB, MultipartUpload
 from blockd.transfer.nbd import Buffer, Export, NbdFault, ReadOnlyExport, serve
 from blockd.transfer.object_reader import ObjectReader
-from blockd.transfer.parts import PartsWriter, part_bytes_for
+from blockd.transfer.parts import part_bytes_for
 from blockd.transfer.planned_sink import PlannedSink, add_clusters
 from blockd.transfer.qcow2_header import HEAD_BYTES, check_header
 from blockd.transfer.qcow2_plan import Skeleton, SourceView, TargetPlan
 from blockd.transfer.qemu_img import Nbd, QemuImg, Raw, View
-from blockd.transfer.s3 import ObjectFacts, ObjectStore
-from blockd.transfer.s3_answers import Part
+from blockd.transfer.s3 import ObjectStore
 from blockd.transfer.trailer import TRAILER_BYTES, Trailer, read_trailer, write_trailer
 
 log = structlog.get_logger()
 
-_JOB = "blockd-job"
 _LAST_LOOK_S = 5.0
 _MOST_SKEW = timedelta(minutes=15)
 _SOCKET_BYTES = 4 * 1024**2
@@ -106,7 +105,7 @@ class Images:
             facts = await self._store.head(order.bucket, order.key)
         except ObjectMissing:
             return None
-        return facts.size_bytes if facts.metadata.get(_JOB) == order.job_id else None
+        return facts.size_bytes if facts.metadata.get(JOB) == order.job_id else None
 
     # export
 
@@ -216,7 +215,7 @@ class Images:
 
     async def _upload(
         self, order: ExportOrder, most_bytes: int, notes: ExportNotes, *, may_resume: bool
-    ) -> _Upload:
+    ) -> MultipartUpload:
         """The upload of an earlier attempt if it can go on, else a new one."""
         if order.upload_id is not None and order.part_bytes is not None:
             if may_resume:
@@ -225,20 +224,22 @@ class Images:
                 except UploadGone:
                     log.warning("the upload of an earlier attempt is gone, beginning again")
                 else:
-                    return _Upload(self._store, order, order.upload_id, order.part_bytes, has)
+                    return MultipartUpload(
+                        self._store, order, order.upload_id, order.part_bytes, has
+                    )
             else:
                 await self._store.abort_upload(order.bucket, order.key, order.upload_id)
         settings = self._settings
         part_bytes = part_bytes_for(most_bytes, settings.part_bytes, settings.max_parts)
         uploads = await self._store.list_uploads(order.bucket, order.key)
         await notes.creating([upload.upload_id for upload in uploads])
-        metadata = {_JOB: order.job_id, "blockd-snapshot": order.snapshot_id}
+        metadata = {JOB: order.job_id, "blockd-snapshot": order.snapshot_id}
         upload_id = await self._store.create_upload(order.bucket, order.key, metadata)
         await notes.uploading(upload_id, part_bytes)
-        return _Upload(self._store, order, upload_id, part_bytes, [])
+        return MultipartUpload(self._store, order, upload_id, part_bytes, [])
 
     async def _sent_before(
-        self, upload: _Upload, plan: TargetPlan, disk: DiskReader, digest: ContentDigest
+        self, upload: MultipartUpload, plan: TargetPlan, disk: DiskReader, digest: ContentDigest
     ) -> list[str]:
         """ETags of the parts from 1 on that the server has and that are what they shall be.
 
@@ -270,9 +271,12 @@ class Images:
             disk_sink(target, image.virtual_size_bytes) as sink,
             self._reader(image, progress) as reader,
         ):
+            l2_entry_bytes = await _l2_entry_bytes(reader, image)
             async with _served(reader) as reads, _served(sink) as writes:
                 await self._qemu_img.convert(
-                    Nbd(reads, "qcow2"), Nbd(writes, "raw"), cpu_s=_cpu_s(image.object_bytes) * 4
+                    Nbd(reads, "qcow2", l2_entry_bytes),
+                    Nbd(writes, "raw"),
+                    cpu_s=_cpu_s(image.object_bytes) * 4,
                 )
             return await sink.finish()
 
@@ -285,109 +289,15 @@ class Images:
             _served(sink) as writes,
         ):
             await self._qemu_img.convert(
-                Nbd(reads, "qcow2"), Nbd(writes, "raw"), cpu_s=_cpu_s(image.object_bytes) * 4
+                Nbd(reads, "qcow2", await _l2_entry_bytes(reader, image)),
+                Nbd(writes, "raw"),
+                cpu_s=_cpu_s(image.object_bytes) * 4,
             )
         return sink.hex()
 
     def _reader(self, image: ImageFacts, progress: Progress) -> ObjectReader:
         ahead = self._settings.parallel
         return ObjectReader(self._store, image, ahead_blocks=ahead, on_bytes=progress.add)
-
-
-class _Upload:
-    """One multipart upload of an order; `has` are the parts that the server has of it."""
-
-    def __init__(
-        self,
-        store: ObjectStore,
-        order: ExportOrder,
-        upload_id: str,
-        part_bytes: int,
-        has: Sequence[Part],
-    ) -> None:
-        self._store, self._order, self._id = store, order, upload_id
-        self.part_bytes, self.has = part_bytes, has
-
-    def writer(self, buffers: int, progress: Progress, *, clears: bool) -> PartsWriter:
-        """Sends parts to it; see there for `clears`."""
-
-        async def send(number: int, data: memoryview) -> str:
-            order = self._order
-            etag = await self._store.upload_part(order.bucket, order.key, self._id, number, data)
-            progress.add(len(data))
-            return etag
-
-        return PartsWriter(send, part_bytes=self.part_bytes, buffers=buffers, clears=clears)
-
-    async def complete(
-        self, etags: dict[int, str], object_bytes: int, content_digest: str, notes: ExportNotes
-    ) -> None:
-        """Make it the object, if every part is there, and see that it is.
-
-        Each part's ETag was compared with the MD5 of what was sent, so a server that answers with
-        the ETag made of them has named the very bytes it joined. With any other answer, or none,
-        the object is looked at: whose it is, and how long.
-        """
-        count = -(-object_bytes // self.part_bytes)
-        if sorted(etags) != list(range(1, count + 1)):
-            raise StorageError(f"{len(etags)} of {count} parts were sent: the export is not whole")
-        order = self._order
-        await notes.completing(content_digest)
-        in_order = [etags[number] for number in range(1, count + 1)]
-        try:
-            etag = await self._store.complete_upload(order.bucket, order.key, self._id, in_order)
-            if etag == joined_etag(in_order):
-                return
-        except UploadGone:
-            # Completed by a request whose answer was lost, if the object is ours.
-            log.warning("the upload is gone, looking whether the object is complete")
-        try:
-            facts = await self._store.head(order.bucket, order.key)
-        except ObjectMissing:
-            raise StorageError(
-                f"s3://{order.bucket}/{order.key} is not there after its completion: was it, or "
-                "its bucket, deleted meanwhile?"
-            ) from None
-        if not await self._is_ours(facts, joined_etag(in_order)):
-            raise StorageError(
-                f"s3://{order.bucket}/{order.key} is not what was sent: the server has lost the "
-                "upload, or the object was replaced while it was being completed"
-            )
-        if facts.size_bytes != object_bytes:
-            raise StorageError(
-                f"the object has {format_size(facts.size_bytes)}, {object_bytes} bytes were sent"
-            )
-
-    async def _is_ours(self, facts: ObjectFacts, etag: str | None) -> bool:
-        """Whether an object is the one that was sent: by its metadata, its ETag, or its trailer.
-
-        Some servers forget metadata (rclone, when it is started again).
-        """
-        order = self._order
-        if _JOB in facts.metadata:
-            return facts.metadata[_JOB] == order.job_id
-        if etag is not None and facts.etag.strip('"') == etag:
-            return True
-        tail = bytearray(min(TRAILER_BYTES, facts.size_bytes))
-        begin = facts.size_bytes - len(tail)
-        await self._store.read(order.bucket, order.key, facts.etag, begin, memoryview(tail))
-        trailer = read_trailer(bytes(tail), facts.size_bytes)
-        return trailer is not None and trailer.job_id == order.job_id
-
-
-def joined_etag(etags: Sequence[str]) -> str | None:
-    """The ETag of an object joined from parts: the MD5 of their MD5s, and how many they are.
-
-    None where a part's ETag is no MD5 (servers that encrypt). Source: Amazon S3 user guide,
-    "Checking object integrity", multipart uploads.
-    """
-    try:
-        sums = [bytes.fromhex(etag.strip('"')) for etag in etags]
-    except ValueError:
-        return None
-    if any(len(one) != hashlib.md5(usedforsecurity=False).digest_size for one in sums):
-        return None
-    return f"{hashlib.md5(b''.join(sums), usedforsecurity=False).hexdigest()}-{len(sums)}"
 
 
 class _ViewExport(ReadOnlyExport):
@@ -428,6 +338,19 @@ async def _served(export: Export) -> AsyncIterator[socket.socket]:
     finally:
         theirs.close()
         await _ended(serving)
+
+
+async def _l2_entry_bytes(reader: ObjectReader, image: ImageFacts) -> int:
+    """L2 tables in as large pieces as there are: each is a question over a socket.
+
+    The header is checked once more: what qemu-img reads is pinned to the same ETag, and comes from
+    the same bytes. What we wrote ourselves is read from front to back, so the first of it is
+    fetched meanwhile.
+    """
+    header = check_header(
+        await reader.head(HEAD_BYTES, goes_on=image.content_digest is not None), image.object_bytes
+    )
+    return min(header.cluster_bytes, CLUSTER_BYTES)
 
 
 async def _ended(task: asyncio.Task[object] | asyncio.Task[None] | asyncio.Task[str]) -> None:

@@ -67,6 +67,20 @@ class ObjectReader(ReadOnlyExport):
         await asyncio.gather(*self._blocks.values(), return_exceptions=True)
         self._blocks.clear()
 
+    async def head(self, length: int, *, goes_on: bool) -> bytes:
+        """The first bytes, at most `length`; the first block is kept, as tables follow.
+
+        Args:
+            goes_on: the blocks behind it are fetched, too.
+
+        Raises:
+            ObjectStoreError: the object changed, or cannot be had.
+        """
+        block = self._block(0)
+        if goes_on:
+            self._fetch_ahead(1)
+        return bytes(memoryview(await asyncio.shield(block))[:length])
+
     async def read(self, offset: int, length: int) -> Sequence[Buffer]:
         """The bytes of a range, in pieces of blocks.
 
@@ -82,9 +96,7 @@ class ObjectReader(ReadOnlyExport):
             return [await self._alone(offset, length)]
         wanted = [self._block(number) for number in range(first, last + 1)]
         if goes_on:
-            for number in range(last + 1, last + 1 + self._ahead_blocks):
-                if number * _BLOCK_BYTES < self.size_bytes:
-                    self._block(number)
+            self._fetch_ahead(last + 1)
         self._forget()
         pieces: list[Buffer] = []
         for number, task in enumerate(wanted, first):
@@ -93,6 +105,11 @@ class ObjectReader(ReadOnlyExport):
             end = min(offset + length - number * _BLOCK_BYTES, len(block))
             pieces.append(block[begin:end])
         return pieces
+
+    def _fetch_ahead(self, first: int) -> None:
+        for number in range(first, first + self._ahead_blocks):
+            if number * _BLOCK_BYTES < self.size_bytes:
+                self._block(number)
 
     def _block(self, number: int) -> asyncio.Task[bytearray]:
         """A block that is here, or on its way."""

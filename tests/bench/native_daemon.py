@@ -36,6 +36,7 @@ from blockd.storage.fronts import Fronts
 from blockd.storage.lvm_commands import LvmCommands
 from blockd.storage.lvm_thin import LvmThin, ThinSettings
 from blockd.storage.vg_queue import VgQueue
+from blockd.transfer.no_images import NoImages
 from tests.bench.crafted_vg import ORIGIN, POOL
 from tests.support.service import PROJECT, file_config
 
@@ -88,7 +89,7 @@ class LinearCommands(LvmCommands):
     ) -> None:
         """Same command, same flags, another kind of segment."""
         args = (*LINEAR, "--addtag", tag, "--name", lv, self.vg)
-        await self._change("lvcreate", *args, timeout_s=timeout_s)
+        await self._run("lvcreate", "--yes", *args, timeout_s=timeout_s)
         self.mapper.transaction_id += 1
 
 
@@ -125,7 +126,8 @@ async def _serve(place: Place) -> None:
         driver = _driver(config, effects, metrics)
         await driver.open()
         sbs = StorageClass("sbs", driver, overcommit=1e9, high_water_percent=95)
-        async with open_service(config, catalog, StorageClasses({"sbs": sbs}, "sbs")) as service:
+        classes = StorageClasses({"sbs": sbs}, "sbs")
+        async with open_service(config, catalog, classes, NoImages()) as service:
             await catalog.write("filled", fill)
 
             async def page() -> bytes:

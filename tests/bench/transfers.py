@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -34,6 +35,7 @@ from blockd.transfer.bandwidth import Bandwidth
 from blockd.transfer.images import Images, TransferSettings
 from blockd.transfer.qemu_img import QemuImg
 from blockd.transfer.s3 import Endpoint, Keys, ObjectStore, open_object_store
+from tests.bench.import_floor import import_floor
 from tests.bench.report import Section, ratio, table
 from tests.support.faulty_store import FaultyStore
 from tests.support.file_driver import _data_ranges
@@ -133,8 +135,9 @@ async def _measure(rounds: int) -> str:
             async with _client(server.url, folder) as bench:
                 exports = await _exports(bench, rounds)
                 imports = await _imports(bench, server, rounds)
+                floor = await _floor(bench, server)
             memory = _memory(server, folder)
-    return f"{_TEXT}\n\n{exports}\n\n{imports}\n\n{memory}"
+    return f"{_TEXT}\n\n{exports}\n\n{imports}\n\n{floor}\n\n{memory}"
 
 
 def _place() -> str:
@@ -185,8 +188,8 @@ async def _exports(bench: Bench, rounds: int) -> str:
         make_disk(file, virtual)
         sizes[virtual] = allocation_of(file)
         with loop_device(file) as device:
-            one = {f"{virtual}": lambda d=device, a=sizes[virtual]: bench.export(d, a, "v.qcow2")}
-            timed |= await _turns(one, rounds)
+            export = partial(bench.export, device, sizes[virtual], "v.qcow2")
+            timed |= await _turns({str(virtual): export}, rounds)
     rows = [
         ("convert alone", _s(timed["convert alone"]), "0.25"),
         ("convert, upload", _s(timed["convert, upload"]), "0.75"),
@@ -255,6 +258,16 @@ async def _imports(bench: Bench, server: Server, rounds: int) -> str:
     return table(head, told)
 
 
+async def _floor(bench: Bench, server: Server) -> str:
+    image = await bench.images.look(BUCKET, "export.qcow2")
+    local, disk, target = (bench.folder / name for name in ("local.qcow2", "disk", "target"))
+    await bench.fetch(image, local)
+    make_disk(disk, image.virtual_size_bytes)
+    allocation = allocation_of(disk)
+    _empty(target, image.virtual_size_bytes)
+    return await import_floor(server, image, local, target, allocation)
+
+
 def _memory(server: Server, folder: Path) -> str:
     """Peak memory and processor time of a process that does nothing but export, then import."""
     argv = [sys.executable, "-m", "tests.bench.transfers", server.url, str(folder)]
@@ -311,7 +324,7 @@ async def _client(url: str, folder: Path) -> AsyncIterator[Bench]:
 
 
 async def _turns(
-    contenders: dict[str, Callable[[], Awaitable[object]]], rounds: int
+    contenders: Mapping[str, Callable[[], Awaitable[object]]], rounds: int
 ) -> dict[str, list[float]]:
     """Seconds of each, in turns; another one begins each round."""
     timed: dict[str, list[float]] = {name: [] for name in contenders}

@@ -17,7 +17,7 @@ from blockd.domain.units import MIB
 from blockd.domain.volume import OpenDisk
 from blockd.transfer.disk_reader import open_disk
 from blockd.transfer.disk_sink import DiskSink, disk_sink
-from blockd.transfer.images import joined_etag
+from blockd.transfer.multipart import joined_etag
 
 SIZE = 40 * MIB + 512
 

@@ -81,6 +81,7 @@ WRITTEN = {
     "v2": ["-o", "compat=0.10"],
     "zlib": ["-c"],
     "zstd": ["-c", "-o", "compression_type=zstd"],
+    "clusters of 512": ["-o", "cluster_size=512"],
     "clusters of 4k": ["-o", "cluster_size=4k"],
     "clusters of 2M": ["-o", "cluster_size=2M"],
     "clusters of 2M, zlib": ["-c", "-o", "cluster_size=2M"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import cast
 
@@ -17,14 +18,15 @@ CONTENT = random.Random(1).randbytes(64 * MIB)
 
 
 class CountingStore:
-    """What `ObjectReader` needs of a store; `fetched_bytes` left it."""
+    """What `ObjectReader` needs of a store; `fetched_bytes` left it, in `fetches`."""
 
     def __init__(self) -> None:
-        self.fetched_bytes = 0
+        self.fetched_bytes = self.fetches = 0
 
     async def read(self, bucket: str, key: str, etag: str, offset: int, into: memoryview) -> None:
         """See `ObjectStore`."""
         self.fetched_bytes += len(into)
+        self.fetches += 1
         into[:] = CONTENT[offset : offset + len(into)]
 
 
@@ -38,6 +40,23 @@ def reader(store: CountingStore, ahead_blocks: int) -> ObjectReader:
 async def read(of: ObjectReader, offset: int, length: int) -> None:
     pieces = await of.read(offset, length)
     assert b"".join(bytes(piece) for piece in pieces) == CONTENT[offset : offset + length]
+
+
+async def test_tables_behind_the_header_come_with_it() -> None:
+    store = CountingStore()
+    async with reader(store, 4) as one:
+        assert await one.head(100, goes_on=False) == CONTENT[:100]
+        for offset in (0, 196_608, 65_536, 262_144, 3 * MIB):
+            await read(one, offset, 65536)
+    assert store.fetches == 1
+
+
+async def test_image_of_our_own_is_fetched_ahead_from_its_header_on() -> None:
+    store = CountingStore()
+    async with reader(store, 4) as one:
+        await one.head(100, goes_on=True)
+        await asyncio.sleep(0)
+    assert store.fetches == 5
 
 
 @pytest.mark.parametrize("ahead_blocks", [1, 4, 9, 16, 64])
