@@ -16,7 +16,7 @@ from blockd.domain.job import Compression, Job, JobState
 from blockd.domain.snapshot import Snapshot
 from blockd.domain.states import Status
 from blockd.domain.units import MIB
-from blockd.transfer import s3
+from blockd.transfer import s3_requests
 from tests.service.transfer_rig import KEY, TransferRig, check_image, transfer_rig
 from tests.support.faulty_store import Fault, FaultyStore
 from tests.support.object_store import BUCKET
@@ -44,7 +44,7 @@ async def expect_nothing_left(rig: TransferRig, snapshot: Snapshot) -> None:
 def quick_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that hangs is noticed within a moment."""
     for name in ("_SILENCE_S", "_ANSWER_S"):
-        monkeypatch.setattr(s3, name, 0.5)
+        monkeypatch.setattr(s3_requests, name, 0.5)
 
 
 FAULTS = {
