@@ -78,11 +78,16 @@ def _store(error: e.ObjectStoreError) -> dict[str, object]:
     return {"precondition": "resource_not_usable", "help_message": str(error)}
 
 
+def _later(error: e.Unavailable) -> dict[str, object]:
+    return {"help_message": f"{error}; nothing was changed, try again later"}
+
+
 def _nothing(_error: e.BlockdError) -> dict[str, object]:
     return {}
 
 
 _PRECONDITION = "precondition_failed", "precondition is not respected"
+_UNAVAILABLE = "service_unavailable", "service is temporarily unavailable"
 
 #: The reason of a 500 is for the log; clients must not learn of devices and paths.
 TABLE: Final[Mapping[type[e.BlockdError], Row]] = {
@@ -106,6 +111,9 @@ TABLE: Final[Mapping[type[e.BlockdError], Row]] = {
     e.StoreUnavailable: Row(412, *_PRECONDITION, _store),
     e.ObjectChanged: Row(412, *_PRECONDITION, _store),
     e.UploadGone: Row(412, *_PRECONDITION, _store),
+    # Clients try a 503 again by themselves, which is right: nothing was done.
+    e.Unavailable: Row(503, *_UNAVAILABLE, _later),
+    e.CatalogUnavailable: Row(503, *_UNAVAILABLE, _later),
     e.StorageError: Row(500, *INTERNAL, _nothing),
     e.StorageOverdue: Row(500, *INTERNAL, _nothing),
     e.RollbackFailed: Row(500, *INTERNAL, _nothing),

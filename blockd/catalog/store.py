@@ -12,7 +12,7 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
@@ -20,19 +20,32 @@ from typing import TypeVar
 from blockd.catalog.counts import Counts
 from blockd.catalog.transaction import Transaction
 from blockd.domain.effects import SideEffects
-from blockd.domain.errors import StartError
+from blockd.domain.errors import CatalogUnavailable, StartError
 from blockd.domain.intent import new_id
 
 T = TypeVar("T")
 
+_FIRST_RETRY_S = 1.0
+_LAST_RETRY_S = 30.0
+
 
 class Catalog:
-    """Reads and writes as functions over a `Transaction`, run in the threads of this object."""
+    """Reads and writes as functions over a `Transaction`, run in the threads of this object.
+
+    `trouble` is a line while the file cannot be written, None as a rule.
+    """
 
     def __init__(
-        self, writer: sqlite3.Connection, reader: sqlite3.Connection, effects: SideEffects
+        self,
+        path: Path,
+        writer: sqlite3.Connection,
+        reader: sqlite3.Connection,
+        effects: SideEffects,
     ) -> None:
+        self._path = path
         self._writer, self._reader, self._effects = writer, reader, effects
+        self.trouble: str | None = None
+        self._troubled = asyncio.Event()
         self._write_thread = ThreadPoolExecutor(1, "catalog-write")
         self._read_thread = ThreadPoolExecutor(1, "catalog-read")
         self._counts = Counts()
@@ -46,33 +59,63 @@ class Catalog:
 
         Args:
             label: what the commit is for, as a side effect's name: `commit volume created`.
+
+        Raises:
+            CatalogUnavailable: the file cannot be written: no room, a failing disk.
         """
         loop = asyncio.get_running_loop()
-        return await asyncio.shield(
-            loop.run_in_executor(self._write_thread, self._commit, label, change)
-        )
+        try:
+            result = await asyncio.shield(
+                loop.run_in_executor(self._write_thread, self._commit, label, change)
+            )
+        except sqlite3.OperationalError as err:
+            self.trouble = f"the catalog {self._path} cannot be written: {err}"
+            self._troubled.set()
+            raise CatalogUnavailable(f"the catalog cannot be written: {err}") from err
+        self.trouble = None
+        return result
 
     async def read(self, query: Callable[[Transaction], T]) -> T:
-        """Run `query` on a consistent view of the last commit."""
+        """Run `query` on a consistent view of the last commit.
+
+        Raises:
+            CatalogUnavailable: the file cannot be read.
+        """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._read_thread, self._look, query)
+        try:
+            return await loop.run_in_executor(self._read_thread, self._look, query)
+        except sqlite3.OperationalError as err:
+            raise CatalogUnavailable(f"the catalog cannot be read: {err}") from err
+
+    async def heal(self) -> None:
+        """Wait until it cannot be written, and return when it can again: one small commit each try.
+
+        Nobody else may want to write, and the daemon would seem to be ill for ever.
+        """
+        await self._troubled.wait()
+        self._troubled.clear()
+        retry_s = _FIRST_RETRY_S
+        while self.trouble is not None:
+            await asyncio.sleep(retry_s)
+            retry_s = min(retry_s * 2, _LAST_RETRY_S)
+            with suppress(CatalogUnavailable):
+                await self.write("catalog tried", lambda tx: tx.put_meta("tried", new_id()))
+        self._troubled.clear()
 
     def _commit(self, label: str, change: Callable[[Transaction], T]) -> T:
         self._writer.execute("BEGIN IMMEDIATE")
         try:
             result = change(Transaction(self._writer, None))
-        except BaseException:
-            self._writer.execute("ROLLBACK")
-            raise
-        with self._effects.around(f"commit {label}"):
-            try:
+            with self._effects.around(f"commit {label}"):
                 self._writer.execute("COMMIT")
-            except BaseException:
-                if self._writer.in_transaction:  # a full disk leaves it open, to be tried again
-                    self._writer.execute("ROLLBACK")
-                raise
-            self._counts.forget()
-            self.generation += 1
+                self._counts.forget()
+                self.generation += 1
+        except BaseException:
+            # A full disk may leave it open, or have SQLite roll it back (sqlite.org,
+            # lang_transaction.html, "Response To Errors Within A Transaction").
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            raise
         return result
 
     def _look(self, query: Callable[[Transaction], T]) -> T:
@@ -115,7 +158,7 @@ def _open(path: Path, effects: SideEffects) -> Catalog:
         _migrate(writer)
         if is_new:
             _sync_directory(path.parent)
-        return Catalog(writer, _connect(path), effects)
+        return Catalog(path, writer, _connect(path), effects)
     except (OSError, sqlite3.Error) as err:
         raise StartError(f"catalog {path}: {err}") from err
 

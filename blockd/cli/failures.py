@@ -78,7 +78,7 @@ def explain(
             text = _not_permitted(body)
         case _:
             text = str(body.get("help_message") or body.get("message") or f"HTTP {status}")
-    if status >= 500:
+    if status >= 500 and body.get("type") != "service_unavailable":
         where = f" (request {request_id})" if request_id else ""
         text = f"the daemon failed: {text}{where}: its log tells more: journalctl -u blockd"
     return Failure(code, relabel(text, labels))

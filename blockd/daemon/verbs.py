@@ -5,18 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 
-import structlog
-
-from blockd.catalog import Catalog, Transaction
+from blockd.catalog import Catalog
 from blockd.config import Config
 from blockd.domain.effects import SideEffects
-from blockd.domain.front import FrontSpec
 from blockd.host.secrets import object_storage_keys
 from blockd.service import Service
 from blockd.service.answers import Answers
-from blockd.service.classes import StorageClass, StorageClasses
+from blockd.service.classes import StorageClasses
 from blockd.service.host import Host, Tenancy
 from blockd.service.job_steps import JobSteps
 from blockd.service.jobs import Jobs
@@ -24,13 +20,11 @@ from blockd.service.losses import Losses
 from blockd.service.operations import Operations
 from blockd.service.ports import Images
 from blockd.service.snapshots import Snapshots
-from blockd.service.steps import front_of
 from blockd.service.transfers import Transfers
 from blockd.service.trash import Trash
+from blockd.service.upkeep import Upkeep
 from blockd.service.volumes import Volumes
 from blockd.transfer.no_images import NoImages
-
-log = structlog.get_logger()
 
 
 @asynccontextmanager
@@ -92,12 +86,8 @@ async def open_service(
         host.default_project_id,
         frozenset({host.default_project_id, *(project.id for project in host.projects)}),
     )
-    problems: list[str] = []
-    for storage_class in classes:
-        fronts, hidden = await catalog.read(partial(_disks_at_start, storage_class))
-        problems += await storage_class.driver.start(fronts, hidden)
-    for problem in problems:
-        log.error("not available", problem=problem)
+    upkeep = Upkeep(catalog, classes)
+    await upkeep.start()
     stop_s = config.daemon.stop_timeout
     async with Operations(catalog, classes, stop_s=stop_s) as operations:
         await operations.recover()
@@ -116,10 +106,11 @@ async def open_service(
                 await jobs.recover()
                 losses = Losses(catalog, classes, operations, jobs, count_loss)
                 tasks.append(asyncio.create_task(losses.run(), name="losses"))
+                tasks.append(asyncio.create_task(upkeep.run(), name="upkeep"))
                 yield Service(
                     volumes=Volumes(catalog, classes, operations, trash, tenancy, jobs),
                     snapshots=Snapshots(catalog, classes, operations, trash, tenancy),
-                    host=Host(tenancy, classes, operations, jobs, problems),
+                    host=Host(tenancy, catalog, classes, operations, jobs, upkeep),
                     answers=Answers(catalog),
                     transfers=Transfers(
                         catalog,
@@ -135,15 +126,3 @@ async def open_service(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _disks_at_start(
-    storage_class: StorageClass, tx: Transaction
-) -> tuple[list[FrontSpec], list[str]]:
-    """The fronts that shall be up, and the disks that have none but are needed all the same."""
-    volumes = tx.volumes_with_fronts(storage_class.name)
-    if not storage_class.is_thick:
-        return [front_of(volume) for volume in volumes], []
-    reverting = tx.disks.reverting(storage_class.name)
-    fronts = [front_of(volume) for volume in volumes if volume.id not in reverting]
-    return fronts, tx.disks.hidden(storage_class.name)

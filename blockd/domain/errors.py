@@ -119,6 +119,14 @@ class InUse(PreconditionFailed):
         self.volume_id = volume_id
 
 
+class Unavailable(BlockdError):
+    """Not now, and nothing was changed; later it can be done. One line for whoever asked."""
+
+
+class CatalogUnavailable(Unavailable):
+    """The catalog's file cannot be written or read; nothing of the change is kept."""
+
+
 class StorageError(BlockdError):
     """The storage below failed; the message is the tool's own reason in one line."""
 

@@ -22,6 +22,7 @@ class StorageClass:
         high_water_percent: thin: nothing new is made in a pool that is used beyond this.
         promised: thick: bytes that requests were promised and storage has not handed out yet, by
             the id of what they are for.
+        deleting: ids of volumes whose front is removed, and whose row does not say so yet.
     """
 
     name: str
@@ -29,6 +30,7 @@ class StorageClass:
     overcommit: float = 10.0
     high_water_percent: float = 95.0
     promised: dict[str, int] = field(default_factory=dict)
+    deleting: set[str] = field(default_factory=set)
 
     @property
     def is_thick(self) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blockd import __version__
-from blockd.domain.errors import PermissionDenied, StorageError
+from blockd.catalog import Catalog
+from blockd.domain.errors import CatalogUnavailable, PermissionDenied, StorageError
 from blockd.domain.pool import PoolUse
 from blockd.domain.volume import TYPE_OF_IOPS
 from blockd.service.classes import StorageClasses
 from blockd.service.jobs import Jobs
 from blockd.service.operations import Operations
+from blockd.service.upkeep import Upkeep
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +63,15 @@ class Host:
     def __init__(
         self,
         tenancy: Tenancy,
+        catalog: Catalog,
         classes: StorageClasses,
         operations: Operations,
         jobs: Jobs,
-        start_problems: Sequence[str] = (),
+        upkeep: Upkeep,
     ) -> None:
-        """`start_problems`: what could not be had at the start, a line each."""
+        self._catalog = catalog
         self._classes, self._operations, self._jobs = classes, operations, jobs
-        self._start_problems = tuple(start_problems)
+        self._upkeep = upkeep
         self.zone = tenancy.zone
         self.organization_id = tenancy.organization_id
         self.default_project_id = tenancy.default_project_id
@@ -84,9 +86,11 @@ class Host:
 
     async def health(self) -> Health:
         """What there is to know at a glance; never fails."""
-        pools, problems = [], [*self._start_problems, *self._operations.problems.values()]
-        problems += self._jobs.problems.values()
+        pools, problems = [], [] if self._catalog.trouble is None else [self._catalog.trouble]
+        problems += [*self._operations.problems.values(), *self._jobs.problems.values()]
         for storage_class in self._classes:
+            problems += self._upkeep.problems.get(storage_class.name, ())
+            problems += storage_class.driver.problems()
             try:
                 pool = await storage_class.driver.pool()
             except StorageError as err:
@@ -97,14 +101,13 @@ class Host:
                 problems.append(f"pool {pool.name} is {pool.mode}")
             if pool.needs_check:
                 problems.append(f"pool {pool.name} needs a check of its metadata")
-        return Health(
-            "degraded" if problems else "ok",
-            __version__,
-            self.zone,
-            pools,
-            await self._operations.under_way() + await self._jobs.under_way(),
-            problems,
-        )
+        queued = 0
+        try:
+            queued = await self._operations.under_way() + await self._jobs.under_way()
+        except CatalogUnavailable as err:
+            problems.append(str(err))
+        status = "degraded" if problems else "ok"
+        return Health(status, __version__, self.zone, pools, queued, problems)
 
     def volume_types(self) -> list[VolumeType]:
         """The types that can be asked for, by name."""

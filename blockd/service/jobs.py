@@ -16,6 +16,7 @@ from typing import Literal, Self
 import structlog
 
 from blockd.catalog import Catalog
+from blockd.domain.errors import Unavailable
 from blockd.domain.job import TRANSFERS, Job, JobKind, JobState, Phase
 from blockd.domain.transfer import Progress
 from blockd.domain.units import format_timestamp, now_timestamp
@@ -197,6 +198,8 @@ class Jobs:
             await asyncio.wait([working])
             del self._progress[job_id]
         failure = None if working.cancelled() else working.exception()
+        if isinstance(failure, Unavailable):
+            raise failure  # it has not failed: it goes on where it is, later
         if working.cancelled() or failure is not None:
             await self._steps.fail(job_id, failure, progress)
 

@@ -10,7 +10,7 @@ from typing import Self
 import structlog
 
 from blockd.catalog import Catalog
-from blockd.domain.errors import StorageError, StorageOverdue
+from blockd.domain.errors import StorageError, StorageOverdue, Unavailable
 from blockd.domain.intent import Intent, Verb
 from blockd.service.classes import StorageClasses
 from blockd.service.promises import recall_promises
@@ -118,6 +118,8 @@ class Operations:
         ):
             try:
                 await self._steps.finish(intent.id)
+            except Unavailable:
+                raise  # storage has not refused: what it did is seen, or done anew, later
             except StorageError as err:
                 overdue = isinstance(err, StorageOverdue)
                 log.error("operation failed", reason=str(err), overdue=overdue)  # noqa: TRY400

@@ -195,7 +195,7 @@ class StorageDriver(Protocol):
         """
 
     async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> Sequence[str]:
-        """Before anything else: activate, and set up fronts.
+        """Before anything else: activate, and set up fronts. Again, within a turn, after trouble.
 
         Fronts of volumes not listed are removed when nobody holds them open. A front over another
         disk than listed is left alone: the journal will bring the catalog after it. What a crash
@@ -208,6 +208,12 @@ class StorageDriver(Protocol):
         Returns:
             A line for each front that cannot be had; the others are up all the same.
         """
+
+    async def amiss(self) -> None:
+        """Wait until something may not be as it was left, which `start` would put right."""
+
+    def problems(self) -> Sequence[str]:
+        """A line for each thing that goes badly just now. No process, no waiting."""
 
     async def disks(self) -> Mapping[str, int]:
         """Every disk that is ours, with its size in bytes. For recovery: one process."""

@@ -215,8 +215,8 @@ class Volumes:
         if volume.status is IN_USE:
             raise InUse(volume_id, "delete")
         move("volume", volume_id, volume.status, Event.DELETE)
-        driver = self._classes[volume.storage_class].driver
-        await driver.disconnect(volume_id)
+        storage_class = self._classes[volume.storage_class]
+        driver = storage_class.driver
 
         def throw(tx: Transaction) -> Intent | None:
             row = living_volume(tx, volume_id)
@@ -227,11 +227,16 @@ class Volumes:
             row = replace(row, status=status, deleted_at=now, updated_at=now, error=error)
             return self._trash.throw(tx, row)
 
+        storage_class.deleting.add(volume_id)
         try:
-            erasure = await self._catalog.write("volume deleted", throw)
-        except BaseException:
-            await self._restore_front(volume_id, driver)
-            raise
+            await driver.disconnect(volume_id)
+            try:
+                erasure = await self._catalog.write("volume deleted", throw)
+            except BaseException:
+                await self._restore_front(volume_id, driver)
+                raise
+        finally:
+            storage_class.deleting.discard(volume_id)
         self._trash.thrown(erasure)
 
     async def undelete(self, volume_id: str, remember: Remember[Volume] | None = None) -> Volume:

@@ -1,13 +1,13 @@
 """Reading and writing disks ourselves: active for as long as somebody reads, then put away.
 
-A crash may leave a disk active: it is put away at the next start.
+A crash may leave a disk active, and so may LVM that fails: it is put away later.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -33,11 +33,19 @@ class DiskReading:
         mapper: DeviceMapper,
         turn: Callable[[], AbstractAsyncContextManager[None]],
         lower: Callable[[str], Awaitable[Lower]],
+        amiss: Callable[[], None],
     ) -> None:
-        """`lower` is the driver's: the device of a disk, activated within a turn if need be."""
+        """`lower` is the driver's: the device of a disk, activated within a turn if need be.
+
+        Args:
+            amiss: is called when a disk could not be put away: see `put_away_left`.
+        """
         self._vg, self._lvm, self._mapper = vg, lvm, mapper
         self._turn, self._lower = turn, lower
         self._readers: Counter[str] = Counter()
+        self._amiss = amiss
+        #: Disks that could not be put away, and why not.
+        self.left: dict[str, str] = {}
 
     @asynccontextmanager
     async def reading(self, disk: str) -> AsyncIterator[OpenDisk]:
@@ -89,9 +97,23 @@ class DiskReading:
                     del self._readers[disk]
                     await self._lvm.deactivate([disk])
         except StorageError as err:
-            log.warning("a disk stays active until the next start", disk=disk, reason=str(err))
+            log.warning("a disk stays active for a while", disk=disk, reason=str(err))
+            self.left[disk] = str(err)
+            self._amiss()
 
-    def left_active(self) -> list[DeviceInfo]:
+    async def put_away_left(self, ours: Callable[[], Awaitable[Mapping[str, int]]]) -> None:
+        """What a crash or a failure left active; whoever needs it activates it again.
+
+        Within a turn, or at start: no process where there is nothing. `ours` asks for our disks.
+        """
+        if names := {info.name for info in self._left_active()}:
+            there = {lv_device_name(self._vg, disk): disk for disk in await ours()}
+            left = [disk for name, disk in there.items() if name in names]
+            if left := [disk for disk in left if not self._readers[disk]]:
+                await self._lvm.deactivate(left)
+        self.left.clear()
+
+    def _left_active(self) -> list[DeviceInfo]:
         """Active, read-only and closed devices with names of ours, snapshots all: no process."""
         prefix = lv_device_name(self._vg, "blockd-")
         devices = self._mapper.devices(prefix)

@@ -1,22 +1,13 @@
 """The only place that knows LVM's flags.
 
-An LVM command is never signalled: killed half-way it may leave devices suspended and metadata
-that only a person can repair. At a deadline we leave, it keeps the queue, and its end is awaited.
-
 Source: lvcreate(8), lvremove(8), lvchange(8), lvextend(8), lvconvert(8), lvs(8), LVM 2.03.16.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
-from typing import Final
+from collections.abc import Sequence
 
-from blockd.domain.effects import SideEffects
-from blockd.domain.errors import StorageError, StorageOverdue
-from blockd.host.command import Child, Output, find_tool
 from blockd.storage.lvm_report import (
     LV_FIELDS,
     PV_FIELDS,
@@ -28,55 +19,13 @@ from blockd.storage.lvm_report import (
     parse_pvs,
     parse_vg,
 )
-from blockd.storage.vg_queue import VgQueue
+from blockd.storage.lvm_runner import LvmFailed, LvmRunner, vg_marker
+
+__all__ = ["LvmCommands", "LvmFailed", "vg_marker"]
 
 
-class LvmFailed(StorageError):
-    """An LVM command ended with another status than 0. The message is its own last complaint."""
-
-    def __init__(self, verb: str, output: Output) -> None:
-        super().__init__(f"{verb}: {_complaint(output)}")
-        self.output = output
-        #: Refused since a disk of the volume group is not among those that LVM may open.
-        self.misses_disks = b"PVs are missing" in output.stderr
-        collides = _COLLIDES.search(output.stderr)
-        #: Refused since the kernel has this thin device already, and LVM was to make it.
-        self.colliding_id = None if collides is None else int(collides[1])
-
-
-class LvmCommands:
-    """LVM on one volume group, with our configuration."""
-
-    def __init__(
-        self,
-        vg: str,
-        system_dir: Path,
-        queue: VgQueue,
-        effects: SideEffects,
-        *,
-        udev: bool,
-        timeout_s: float,
-        find_disks: Callable[[], Awaitable[None]] | None = None,
-    ) -> None:
-        """Raises StartError when LVM is not installed.
-
-        Args:
-            find_disks: is called, once for each failure, when LVM misses a disk: the volume group
-                was extended, or a disk has another name now.
-        """
-        self.vg = vg
-        self._lvm = find_tool("lvm", "lvm2")
-        self._queue, self._effects, self._timeout_s = queue, effects, timeout_s
-        self._find_disks = find_disks
-        self._env = {
-            "LVM_SYSTEM_DIR": str(system_dir),
-            "LVM_SUPPRESS_FD_WARNINGS": "1",
-            vg_marker(vg).partition("=")[0]: vg,
-            **({} if udev else {"DM_DISABLE_UDEV": "1"}),
-        }
-        self._system_dir = system_dir
-        #: Is asked to get a thin device out of LVM's way; whether it did (`thin_collision.py`).
-        self.clear_way: Callable[[int], Awaitable[bool]] | None = None
+class LvmCommands(LvmRunner):
+    """What LVM is asked to do in one volume group."""
 
     # making
 
@@ -250,18 +199,15 @@ class LvmCommands:
         Raises:
             LvmFailed: e.g. there is no such volume group.
         """
-        output = await self._run("lvs", "--all", *_JSON, "--options", LV_FIELDS, self.vg)
-        return parse_lvs(output.stdout)
+        return await self._report("lvs", parse_lvs, "--all", "--options", LV_FIELDS, self.vg)
 
     async def pvs(self) -> list[PhysicalVolume]:
         """Every physical volume that LVM can see."""
-        output = await self._run("pvs", *_JSON, "--options", PV_FIELDS)
-        return parse_pvs(output.stdout)
+        return await self._report("pvs", parse_pvs, "--options", PV_FIELDS)
 
     async def vg_facts(self) -> VolumeGroup:
         """Size and free space of the volume group."""
-        output = await self._run("vgs", *_JSON, "--options", VG_FIELDS, self.vg)
-        return parse_vg(output.stdout)
+        return await self._report("vgs", parse_vg, "--options", VG_FIELDS, self.vg)
 
     async def text(self) -> bytes:
         """The volume group as LVM has it on its disks."""
@@ -269,78 +215,3 @@ class LvmCommands:
         path = self._system_dir / f"{self.vg}.text"
         await self._run("vgcfgbackup", "--file", str(path), self.vg)
         return await asyncio.to_thread(path.read_bytes)
-
-    async def remedy(self, err: LvmFailed) -> bool:
-        """Do away with what made a command fail, if it is of a kind that we know.
-
-        Returns:
-            Whether the command is worth another try.
-        """
-        if err.misses_disks:
-            if self._find_disks is not None:
-                await self._find_disks()
-            return True
-        if err.colliding_id is not None and self.clear_way is not None:
-            return await self.clear_way(err.colliding_id)
-        return False
-
-    async def _change(self, verb: str, *args: str, stdin: int | None = None) -> None:
-        try:
-            await self._run(verb, "--yes", *args, stdin=stdin)
-        except LvmFailed as err:
-            if not await self.remedy(err):
-                raise
-            await self._run(verb, "--yes", *args, stdin=stdin)
-
-    async def _run(
-        self,
-        verb: str,
-        *args: str,
-        timeout_s: float | None = None,
-        stdin: int | None = None,
-    ) -> Output:
-        name = f"lvm {verb}"
-        self._effects.before(name)
-        try:
-            child = Child((self._lvm, verb, "-qq", *args), self._env, stdin=stdin)
-            self._effects.started(name)
-            deadline_s = self._timeout_s if timeout_s is None else timeout_s
-            try:
-                output = await child.wait(deadline_s)
-            except TimeoutError:
-                raise StorageOverdue(f"{verb} did not end within {deadline_s:g} s") from None
-            finally:
-                if not child.has_ended:
-                    self._queue.keep_until(child.wait(None))
-        except OSError as err:
-            raise StorageError(f"{verb}: {err}") from err
-        finally:
-            self._effects.after(name)
-        if output.returncode != 0:
-            raise LvmFailed(verb, output)
-        return output
-
-
-def vg_marker(vg: str) -> str:
-    """What marks the environment of our LVM commands, to find those that outlive a daemon."""
-    return f"BLOCKD_LVM_VG={vg}"
-
-
-_JSON = ("--reportformat", "json", "--units", "b", "--nosuffix")
-
-
-_COLLIDES: Final = re.compile(rb"already contain thin device with device_id (\d+)")
-
-
-def _complaint(output: Output) -> str:
-    """The line of stderr that tells most: the last that is no mere warning."""
-    if collides := _COLLIDES.search(output.stderr):
-        return f"the pool has thin device {int(collides[1])} already, which LVM was to make"
-    lines = [line.strip() for line in output.stderr.decode(errors="replace").splitlines()]
-    lines = [line for line in lines if line]
-    telling = [line for line in lines if not line.startswith(("WARNING", "File descriptor"))]
-    if telling or lines:
-        return (telling or lines)[-1]
-    if output.returncode < 0:
-        return f"was ended by signal {-output.returncode}"
-    return f"ended with status {output.returncode} and no word"

@@ -6,6 +6,7 @@ LVs of others in the volume group are never touched.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class LvmDisks:
         self._vg, self._lvm, self._fronts, self._mapper = vg, lvm, fronts, mapper
         self._queue = queue
         self._tag = f"blockd.{catalog_id}"
+        self._amiss = asyncio.Event()
         self.vg_uuid = ""
 
     def turn(self) -> AbstractAsyncContextManager[None]:
@@ -121,13 +123,9 @@ class LvmDisks:
         """See the port."""
         return self._reading.writing(disk)
 
-    async def _put_away_left_active(self) -> list[str]:
-        """At start: what a crash left active for a reader; whoever needs it activates it again."""
+    async def _put_away_left(self) -> list[str]:
         try:
-            if left := {info.name for info in self._reading.left_active()}:
-                there = {lv_device_name(self._vg, disk): disk for disk in await self.disks()}
-                if ours := [disk for name, disk in there.items() if name in left]:
-                    await self._lvm.deactivate(ours)
+            await self._reading.put_away_left(self.disks)
         except StorageError as err:
             return [str(err)]
         return []
@@ -160,7 +158,11 @@ class LvmDisks:
         """The device of an LV, which is activated if it is not."""
         lower = self._active(disk)
         if lower is None:
-            await self._lvm.activate([disk])
+            try:
+                await self._lvm.activate([disk])
+            except LvmFailed:
+                if self._active(disk) is None:  # what the kernel has counts, not what LVM says
+                    raise
             lower = self._active(disk)
         if lower is None:
             raise StorageError(f"LV {self._vg}/{disk} has no device after activation")
@@ -175,6 +177,21 @@ class LvmDisks:
             return None
         sectors = sum(target.length_sectors for target in self._mapper.table(info.uuid))
         return Lower(info.number, sectors * SECTOR_BYTES)
+
+    # trouble
+
+    async def amiss(self) -> None:
+        """See the port."""
+        await self._amiss.wait()
+        self._amiss.clear()
+
+    def problems(self) -> list[str]:
+        """See the port."""
+        left = self._reading.left.items()
+        return [
+            *self._lvm.slow(),
+            *(f"disk {disk} cannot be put away, and is tried again: {why}" for disk, why in left),
+        ]
 
     # start
 

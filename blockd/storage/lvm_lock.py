@@ -1,7 +1,8 @@
-"""LVM's own lock of a volume group, for the moments in which we talk to the kernel past LVM.
+"""LVM's own lock of a volume group, for the moments in which we talk to the kernel past LVM, and
+who else holds it.
 
 Source: lvm2, lib/misc/lvm-flock.c: a file that the holder locks whole, and that is unlinked by who
-leaves it last.
+leaves it last. Who holds it the kernel tells (proc(5), /proc/locks).
 """
 
 from __future__ import annotations
@@ -52,3 +53,25 @@ def _locked(path: Path) -> int | None:
         pass  # held; or unlinked by who left it, and no lock any more
     os.close(descriptor)
     return None
+
+
+def lock_holders(vg: str) -> set[int]:
+    """The processes that hold it; empty when that cannot be told."""
+    try:
+        status = (LOCK_DIRECTORY / f"V_{vg}").stat()
+        lines = Path("/proc/locks").read_text("ascii").splitlines()
+    except OSError:
+        return set()
+    major, minor = os.major(status.st_dev), os.minor(status.st_dev)
+    file = f"{major:02x}:{minor:02x}:{status.st_ino}"
+    # `1: FLOCK ADVISORY WRITE 4711 00:19:27 0 EOF`; one that waits has `->` behind the number.
+    held = [fields for line in lines if "->" not in (fields := line.split())]
+    return {int(fields[4]) for fields in held if file in fields and int(fields[4]) > 0}
+
+
+def program_of(pid: int) -> str:
+    """The name of a process, for people."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return "unknown"

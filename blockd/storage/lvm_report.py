@@ -6,6 +6,7 @@ Source: lvmreport(7): `--reportformat json --units b --nosuffix`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -20,6 +21,14 @@ LV_FIELDS: Final = (
 )
 VG_FIELDS: Final = "vg_uuid,vg_size,vg_free,vg_extent_size"
 PV_FIELDS: Final = "pv_name,vg_name"
+
+
+_BEGIN: Final = re.compile(r"^\s*\{", re.MULTILINE)
+_DECODER: Final = json.JSONDecoder()
+
+
+class UnreadableReport(StorageError):
+    """LVM ended with 0, and what it printed is no report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,7 @@ def parse_lvs(report: bytes) -> list[LogicalVolume]:
     """Parse `lvs --all` with `LV_FIELDS`.
 
     Raises:
-        StorageError: it is not what LVM writes.
+        UnreadableReport: it is not what LVM writes.
     """
     lvs = _rows(
         report,
@@ -108,19 +117,24 @@ def parse_pvs(report: bytes) -> list[PhysicalVolume]:
 
 def parse_vg(report: bytes) -> VolumeGroup:
     """Parse `vgs` with `VG_FIELDS`."""
-    (group,) = _rows(
+    groups = _rows(
         report,
         "vg",
         lambda row: VolumeGroup(
             row["vg_uuid"], int(row["vg_size"]), int(row["vg_free"]), int(row["vg_extent_size"])
         ),
     )
-    return group
+    if len(groups) != 1:
+        raise UnreadableReport(f"LVM reports {len(groups)} volume groups instead of one")
+    return groups[0]
 
 
 def _rows(report: bytes, kind: str, read: Callable[[dict[str, str]], Row]) -> list[Row]:
+    # Warnings before and hints behind it are no part of it, however they got there.
+    text = report.decode(errors="replace")
+    begin = _BEGIN.search(text)
     try:
-        document = json.loads(report)
+        document, _ = _DECODER.raw_decode(text, len(text) if begin is None else begin.end() - 1)
         return [read(row) for part in document["report"] for row in part[kind]]
     except (ValueError, KeyError, TypeError) as err:
-        raise StorageError(f"LVM's report cannot be read: {report[:200]!r}") from err
+        raise UnreadableReport(f"LVM's report cannot be read: {report[:200]!r}") from err

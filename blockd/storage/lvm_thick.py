@@ -65,7 +65,9 @@ class LvmThick(LvmDisks):
         super().__init__(settings.vg, catalog_id, lvm, fronts, mapper, queue)
         self._settings, self._effects = settings, effects
         self.traits = ClassTraits(True, settings.max_snapshots, settings.reserve_bytes)
-        self._reading = DiskReading(settings.vg, lvm, mapper, queue.turn, self._lower)
+        self._reading = DiskReading(
+            settings.vg, lvm, mapper, queue.turn, self._lower, self._amiss.set
+        )
         self._free = FreeExtents(lvm)
 
     async def open(self) -> None:
@@ -348,8 +350,7 @@ class LvmThick(LvmDisks):
 
     async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> list[str]:
         """See the port."""
-        problems = await self._put_away_left_active()
-        problems += await self._start_fronts(fronts, hidden)
+        problems = [*await self._put_away_left(), *await self._start_fronts(fronts, hidden)]
         missed = await self._finding.find()
         return [*problems, *(f"class {self._settings.name}: {line}" for line in missed)]
 

@@ -58,7 +58,7 @@ class LvmThin(InstantDisks, LvmDisks):
         super().__init__(settings.vg, catalog_id, lvm, fronts, mapper, queue)
         self._settings = settings
         self._reading = ThinReading(
-            settings.vg, settings.pool, lvm, mapper, queue.turn, self._lower
+            settings.vg, settings.pool, lvm, mapper, queue.turn, self._lower, self._amiss.set
         )
         self._status_threads = ThreadPoolExecutor(2, "pool-status")
         self._pool_uuid = ""
@@ -123,8 +123,18 @@ class LvmThin(InstantDisks, LvmDisks):
         await self.grow(disk, size_bytes)
 
     async def grow(self, disk: str, size_bytes: int) -> None:
-        if (await self._lower(disk)).size_bytes < size_bytes:
+        if (await self._lower(disk)).size_bytes >= size_bytes:
+            return
+        try:
             await self._lvm.extend(disk, size_bytes)
+        except LvmFailed:
+            # Refused, too, when an attempt that was cut short came as far as the metadata.
+            found = await self._found(disk)
+            if found is None or found.size_bytes < size_bytes:
+                raise
+            await self._lvm.refresh(disk)
+        if (await self._lower(disk)).size_bytes < size_bytes:
+            raise StorageError(f"LVM reported that {disk} has grown, the kernel says it has not")
 
     async def erase(self, disks: Sequence[str]) -> None:
         if disks:
@@ -197,7 +207,11 @@ class LvmThin(InstantDisks, LvmDisks):
         # How LVM names the device (lvm2, lib/activate/dev_manager.c, build_dm_uuid).
         self._pool_uuid = f"LVM-{f'{pool.vg_uuid}{pool.uuid}'.replace('-', '')}-tpool"
         if self._mapper.info(self._pool_uuid) is None:
-            await self._lvm.activate([pool_name])
+            try:
+                await self._lvm.activate([pool_name])
+            except LvmFailed as err:
+                if self._mapper.info(self._pool_uuid) is None:
+                    raise StartError(f"pool {vg}/{pool_name} cannot be had: {err}") from err
         self._collision = ThinCollision(
             pool_name, self._pool_uuid, self._tag, self._lvm, self._mapper, self._pool_status
         )
@@ -224,7 +238,7 @@ class LvmThin(InstantDisks, LvmDisks):
                 await self._reading.release_leftover(self._pool_uuid)
         except StorageError as err:
             return [str(err)]
-        return await self._put_away_left_active()
+        return await self._put_away_left()
 
 
 @asynccontextmanager

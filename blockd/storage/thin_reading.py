@@ -38,9 +38,10 @@ class ThinReading(DiskReading):
         mapper: DeviceMapper,
         turn: Callable[[], AbstractAsyncContextManager[None]],
         lower: Callable[[str], Awaitable[Lower]],
+        amiss: Callable[[], None],
     ) -> None:
-        """`lower` is the driver's: the device of a disk, activated within a turn if need be."""
-        super().__init__(vg, lvm, mapper, turn, lower)
+        """As `DiskReading`."""
+        super().__init__(vg, lvm, mapper, turn, lower, amiss)
         self._pool = pool
         self._thin_dump = find_tool("thin_dump", "thin-provisioning-tools")
         self._metadata_snapshot = asyncio.Lock()
@@ -68,9 +69,12 @@ class ThinReading(DiskReading):
         await asyncio.to_thread(self._mapper.message, pool_uuid, "release_metadata_snap")
 
     async def release_leftover(self, pool_uuid: str) -> None:
-        """At start: give back the metadata snapshot that a crash left reserved."""
-        log.warning("releasing the metadata snapshot that was left reserved", pool=self._pool)
-        await self._release(pool_uuid)
+        """Give back the metadata snapshot that a crash left reserved, and nobody reads now."""
+        if self._metadata_snapshot.locked():
+            return
+        async with self._metadata_snapshot:
+            log.warning("releasing the metadata snapshot that was left reserved", pool=self._pool)
+            await self._release(pool_uuid)
 
     def device_id(self, disk: str) -> int:
         """Its number within the pool: `thin <pool> <number>` (thin-provisioning.rst)."""

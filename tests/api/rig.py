@@ -35,6 +35,7 @@ from blockd.service.operations import Operations
 from blockd.service.snapshots import Snapshots
 from blockd.service.transfers import Transfers
 from blockd.service.trash import Trash
+from blockd.service.upkeep import Upkeep
 from blockd.service.volumes import Volumes
 from tests.support.file_driver import FileDriver
 from tests.support.service import DRIVERS, file_config
@@ -166,7 +167,7 @@ async def service_over_files(
         service = Service(
             Volumes(*parts, jobs),
             Snapshots(*parts),
-            Host(tenancy, classes, operations, jobs),
+            Host(tenancy, catalog, classes, operations, jobs, Upkeep(catalog, classes)),
             Answers(catalog),
             Transfers(catalog, classes, trash, tenancy, images, jobs, max_import_bytes=100 * GIB),
         )

@@ -34,6 +34,7 @@ class Place:
     disk: Path = Path("/dev/ubdb")
     trash_keep: str = "24h"
     max_suspend: str = "10s"
+    command_timeout: str = "120s"
     high_water_percent: float = 95.0
     overcommit: float = 10.0
     names_devices: bool = True
@@ -65,6 +66,7 @@ class Place:
             system_dir = "{self.run}/lvm"
             reserved_memory_kib = 512
             max_suspend = "{self.max_suspend}"
+            command_timeout = "{self.command_timeout}"
             {self._classes}
             [trash]
             keep = "{self.trash_keep}"

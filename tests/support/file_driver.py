@@ -246,6 +246,14 @@ class FileDriver(InstantDisks):
                 await self.connect(front)
         return problems
 
+    async def amiss(self) -> None:
+        """See `StorageDriver`: never."""
+        await asyncio.Event().wait()
+
+    def problems(self) -> list[str]:
+        """See `StorageDriver`."""
+        return []
+
     async def disks(self) -> Mapping[str, int]:
         """See `StorageDriver`."""
         await self._enter("disks")

@@ -36,6 +36,8 @@ SAMPLES: list[errors.BlockdError] = [
     errors.StoreUnavailable("away"),
     errors.ObjectChanged("bucket", "key"),
     errors.UploadGone("gone"),
+    errors.Unavailable("busy"),
+    errors.CatalogUnavailable("no room"),
     errors.StorageError("secret"),
     errors.StorageOverdue("secret"),
     errors.RollbackFailed(ValueError("secret"), ValueError("secret")),
@@ -52,6 +54,7 @@ FIELDS = {
     "already_exists": {"resource", "resource_id", "help_message"},
     "transient_state": {"resource", "resource_id", "current_state"},
     "precondition_failed": {"precondition", "help_message"},
+    "service_unavailable": {"help_message"},
     "internal_server_error": set(),
 }
 STATUSES = {
@@ -63,6 +66,7 @@ STATUSES = {
     "already_exists": 409,
     "transient_state": 409,
     "precondition_failed": 412,
+    "service_unavailable": 503,
     "internal_server_error": 500,
 }
 

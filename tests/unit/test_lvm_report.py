@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from blockd.domain.errors import StorageError
-from blockd.storage.lvm_report import parse_lvs, parse_pvs, parse_vg
+from blockd.storage.lvm_report import UnreadableReport, parse_lvs, parse_pvs, parse_vg
 
 DATA = Path(__file__).parents[1] / "data"
 MIB = 1024**2
@@ -58,6 +58,28 @@ def test_pvs_and_vgs() -> None:
 def test_no_report_is_a_storage_error(report: bytes) -> None:
     with pytest.raises(StorageError, match="cannot be read"):
         parse_lvs(report)
+
+
+@pytest.mark.parametrize("before", [b"  WARNING: Device /dev/x has { 4 }.\n", b"\n  Archiving.\n"])
+def test_report_between_warnings_and_hints_is_read(before: bytes) -> None:
+    report = (DATA / "vgs-2.03.16.json").read_bytes()
+    assert parse_vg(before + report + b"  Volume group {archived}.\n") == parse_vg(report)
+
+
+def test_hint_within_a_report_is_no_report() -> None:
+    """As lvmteam/lvm2 issue 137 has it."""
+    report = (DATA / "lvs-2.03.16.json").read_bytes()
+    middle = report.index(b"\n", len(report) // 2) + 1
+    with pytest.raises(UnreadableReport):
+        parse_lvs(report[:middle] + b"  Consider pruning x VG archive.\n" + report[middle:])
+
+
+def test_two_volume_groups_are_not_one() -> None:
+    report = (DATA / "vgs-2.03.16.json").read_bytes()
+    begin = report.index(b"[", report.index(b'"vg"')) + 1
+    end = report.index(b"]", begin)
+    with pytest.raises(UnreadableReport, match="2 volume groups"):
+        parse_vg(report[:end] + b"," + report[begin:end] + report[end:])
 
 
 def test_row_without_a_field_is_a_storage_error() -> None:

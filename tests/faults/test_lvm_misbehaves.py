@@ -1,0 +1,264 @@
+"""Every LVM process of every verb misbehaves in every way, and the daemon gets over it.
+
+While a command hangs, reads are answered and health names it. When the trouble has ended, without a
+restart: nothing is under way, every resource is whole or in error with a reason, catalog, volume
+group and fronts agree, the bytes are right, and the next create and delete succeed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.lab_drivers import THICK_DISK
+from tests.faults.scenarios import SCENARIOS, SIZE, Facts, Scenario, clear
+from tests.support.agreement import expect_agreement
+from tests.support.client import Api, ApiError
+from tests.support.daemon import Daemon, Place
+from tests.support.lvm_stand_in import (
+    LASTING,
+    OF_ALL,
+    OF_REPORTS,
+    REPORTS,
+    StandIn,
+    lvm_stand_in,
+)
+from tests.support.object_store import object_store
+
+pytestmark = pytest.mark.kernel
+
+#: Those that run LVM while the daemon runs. Undelete does so after a reboot alone.
+THIN_VERBS = (
+    "create",
+    "clone",
+    "snapshot",
+    "resize",
+    "revert",
+    "revert without keeping",
+    "erase",
+    "erase snapshot",
+    "export",
+    "import",
+)
+THICK_VERBS = THIN_VERBS[:8]
+
+Plan = dict[int, str]
+
+
+@pytest.fixture(scope="module")
+def thin_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A thin class with object storage, and little patience with LVM."""
+    if not Path("/dev/ubdb").is_block_device():
+        pytest.skip("no /dev/ubdb: run inside scripts/lab with two disks")
+    with object_store(tmp_path_factory.mktemp("store")) as server:
+        place = Place.fresh(
+            tmp_path_factory.mktemp("thin"),
+            trash_keep="0s",
+            max_suspend="3s",
+            command_timeout="4s",
+            object_storage=server,
+        )
+        yield place
+        place.remove_vg()
+
+
+@pytest.fixture(scope="module")
+def thick_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """The same with a thick class."""
+    if not THICK_DISK.is_block_device():
+        pytest.skip(f"no {THICK_DISK}: run inside scripts/lab with three disks")
+    place = Place.fresh(
+        tmp_path_factory.mktemp("thick"),
+        trash_keep="0s",
+        max_suspend="3s",
+        command_timeout="4s",
+        kind="thick",
+        disk=THICK_DISK,
+        snapshot_size_least="32MiB",
+    )
+    yield place
+    place.remove_vg()
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    """In place of LVM for all daemons of this module."""
+    with lvm_stand_in(tmp_path_factory.mktemp("lvm")) as made:
+        yield made
+
+
+class Request(threading.Thread):
+    """The verb's one request, which may be refused, but answered it must be."""
+
+    def __init__(self, api: Api, scenario: Scenario, facts: Facts) -> None:
+        super().__init__()
+        self._api, self._scenario, self._facts = api, scenario, facts
+        self.refusal: ApiError | None = None
+        self.failure: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._scenario.request(self._api, self._facts)
+        except ApiError as error:
+            self.refusal = error
+        except BaseException as error:
+            self.failure = error
+
+    def answered(self) -> None:
+        """Wait for the answer."""
+        self.join(90)
+        assert not self.is_alive(), "the request was not answered"
+        assert self.failure is None, self.failure
+
+
+def until_at_rest(api: Api, timeout_s: float = 100) -> None:
+    """Wait until nothing is under way, and no problem is left."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        health = api.host("GET", "health")
+        if not health["queued"] and not health["problems"]:
+            return
+        assert time.monotonic() < deadline, health
+        time.sleep(0.05)
+
+
+def watch_trouble(api: Api, stand_in: StandIn, call: str, how: str) -> None:
+    """While a command hangs: reads are answered, and in the end health names it.
+
+    And whoever keeps it from going on.
+    """
+    deadline = time.monotonic() + 30
+    while True:
+        began = time.monotonic()
+        health = api.host("GET", "health")
+        api.all("volumes", "&include_deleted=true")
+        api.all("snapshots")
+        assert time.monotonic() - began < 5, "reads wait for LVM"
+        if named := [line for line in health["problems"] if f"lvm {call} " in line]:
+            assert ("is held by pid" in named[0]) == (how == "lock held"), named
+            break
+        assert time.monotonic() < deadline, (call, health)
+        time.sleep(0.05)
+    stand_in.release()
+
+
+def expect_outcome(api: Api, scenario: Scenario, facts: Facts) -> str:
+    """What the API says came of it, which must be true; one word for the report."""
+    said = "done"
+    for kind in ("volumes", "snapshots"):
+        for item in api.all(kind):
+            seen = api.host("GET", f"{kind}/{item['id']}")
+            assert seen["status"] in ("available", "error"), seen
+            if seen["status"] == "error" or seen["error"]:
+                said = f"{seen['status']}: {seen['error']}"
+                assert seen["error"], seen
+                assert seen["error"].isprintable(), seen
+            if seen["status"] == "error":
+                api.block("DELETE", f"{kind}/{item['id']}")
+    until_at_rest(api)
+    failed = [job for job in jobs(api, facts) if job["state"] == "failed"]
+    for job in failed:
+        said = f"failed: {job['error']}"
+        assert job["error"].isprintable(), job
+    if failed and scenario.name == "export":
+        scenario._whole(api, facts)
+    else:
+        scenario.check(api, facts, answered=False)
+    return said
+
+
+def jobs(api: Api, facts: Facts) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = api.host("GET", f"jobs?snapshot_id={facts['snapshot']}")["jobs"]
+    return found
+
+
+def unharmed(place: Place, api: Api, stand_in: StandIn, scenario: Scenario) -> list[str]:
+    """The LVM processes of the verb when nothing is wrong."""
+    facts = scenario.prepare(api)
+    api.idle()
+    stand_in.plan({})
+    scenario.request(api, facts)
+    until_at_rest(api)
+    calls = stand_in.calls()
+    scenario.check(api, facts, answered=True)
+    clear(api)
+    expect_agreement(place)
+    return calls
+
+
+def go_wrong(place: Place, api: Api, stand_in: StandIn, scenario: Scenario, plan: Plan) -> None:
+    """One case."""
+    facts = scenario.prepare(api)
+    api.idle()
+    stand_in.plan(plan)
+    began = time.monotonic()
+    request = Request(api, scenario, facts)
+    try:
+        for number, how in plan.items():
+            if how in LASTING:
+                stand_in.await_hit()
+                watch_trouble(api, stand_in, stand_in.calls()[number - 1], how)
+    finally:
+        request.answered()
+    until_at_rest(api)
+    took_s, calls = time.monotonic() - began, stand_in.calls()
+    assert len(calls) >= max(plan), (plan, calls)
+    stand_in.plan({})
+    said = request.refusal or expect_outcome(api, scenario, facts)
+    until_at_rest(api)
+    expect_agreement(place)
+    made = api.create_volume("next", SIZE)
+    api.block("DELETE", f"volumes/{made}")
+    clear(api)
+    expect_agreement(place)
+    print(f"  {plan}: {took_s:.1f} s, {' '.join(calls)}: {said}", flush=True)
+
+
+def plans(calls: list[str]) -> list[Plan]:
+    """Each call misbehaves in each way; and what is read after a failure misbehaves, too."""
+    found: list[Plan] = []
+    for number, verb in enumerate(calls, 1):
+        found += [{number: how} for how in OF_ALL]
+        if verb in REPORTS:
+            found += [{number: how} for how in OF_REPORTS]
+    return found
+
+
+def misbehave(place: Place, stand_in: StandIn, verb: str) -> None:
+    """All cases of one verb."""
+    scenario = SCENARIOS[verb]()
+    with Daemon(place) as daemon:
+        clear(daemon.api)
+        calls = unharmed(place, daemon.api, stand_in, scenario)
+        print(f"{verb}: {' '.join(calls)}", flush=True)
+        for plan in plans(calls):
+            log_begins = daemon.log.stat().st_size
+            try:
+                go_wrong(place, daemon.api, stand_in, scenario, plan)
+            except BaseException as error:
+                log = daemon.log.read_bytes()[log_begins:].decode().splitlines()
+                told = [line for line in log if '"method": "GET"' not in line]
+                error.add_note("\n".join([f"{verb} {plan}", *told]))
+                raise
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("verb", THIN_VERBS)
+def test_each_lvm_process_of_a_thin_verb_misbehaves_and_all_is_well_in_the_end(
+    thin_place: Place, stand_in: StandIn, verb: str
+) -> None:
+    misbehave(thin_place, stand_in, verb)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("verb", THICK_VERBS)
+def test_each_lvm_process_of_a_thick_verb_misbehaves_and_all_is_well_in_the_end(
+    thick_place: Place, stand_in: StandIn, verb: str
+) -> None:
+    misbehave(thick_place, stand_in, verb)
