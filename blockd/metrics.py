@@ -7,6 +7,8 @@ from prometheus_client.exposition import generate_latest
 
 from blockd.domain.effects import SideEffects
 from blockd.domain.pool import PoolUse
+from blockd.domain.units import parse_timestamp
+from blockd.service.catalog_copies import CopyState
 
 _QUEUE_BUCKETS_S = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
 
@@ -50,6 +52,19 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._copy_behind_s = Gauge(
+            "blockd_catalog_copy_behind_seconds",
+            "How long the catalog has had changes that its copy with a class's disks lacks.",
+            ["storage_class"],
+            registry=self._registry,
+        )
+        self._copy_written_s = Gauge(
+            "blockd_catalog_copy_written_timestamp_seconds",
+            "When the copy of the catalog with a class's disks was written; 0: there is none.",
+            ["storage_class"],
+            registry=self._registry,
+        )
+
     def count(self, effect: str) -> None:
         """One side effect began."""
         kind, _, command = effect.partition(" ")
@@ -62,9 +77,15 @@ class Metrics:
         """A snapshot of this class was lost."""
         self._losses.labels(storage_class).inc()
 
-    def render(self, pools: list[PoolUse], under_way: int) -> bytes:
+    def render(self, pools: list[PoolUse], under_way: int, copies: list[CopyState]) -> bytes:
         """The text exposition, with the state of this moment."""
         self._under_way.set(under_way)
+        for copy in copies:
+            written = None if copy.written_at is None else parse_timestamp(copy.written_at)
+            self._copy_written_s.labels(copy.storage_class).set(
+                0.0 if written is None else written.timestamp()
+            )
+            self._copy_behind_s.labels(copy.storage_class).set(copy.behind_s)
         for pool in pools:
             for what, value in (
                 ("size", pool.size_bytes),

@@ -188,6 +188,18 @@ class Pools(ListOfAnswers):
     pools: list[Pool]
 
 
+class CatalogCopy(Answer):
+    """The copy of the catalog that lies with a class's disks.
+
+    `written_at` is null where there is none; `behind` is how many seconds the catalog has had
+    changes that the copy lacks.
+    """
+
+    storage_class: str = Field(alias="class")
+    written_at: str | None
+    behind: float
+
+
 class Health(Answer):
     """How the host does. `queued` counts the operations and jobs under way."""
 
@@ -196,6 +208,7 @@ class Health(Answer):
     zone: str
     pools: list[Pool]
     queued: int
+    catalog_copies: list[CatalogCopy]
     problems: list[str]
 
 

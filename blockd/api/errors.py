@@ -116,6 +116,7 @@ TABLE: Final[Mapping[type[e.BlockdError], Row]] = {
     e.CatalogUnavailable: Row(503, *_UNAVAILABLE, _later),
     e.StorageError: Row(500, *INTERNAL, _nothing),
     e.StorageOverdue: Row(500, *INTERNAL, _nothing),
+    e.NoSpace: Row(500, *INTERNAL, _nothing),
     e.RollbackFailed: Row(500, *INTERNAL, _nothing),
     e.StartError: Row(500, *INTERNAL, _nothing),
     e.BlockdError: Row(500, *INTERNAL, _nothing),

@@ -136,6 +136,14 @@ class HostHandlers:
                 "zone": health.zone,
                 "pools": [pool(use) for use in health.pools],
                 "queued": health.queued,
+                "catalog_copies": [
+                    {
+                        "class": copy.storage_class,
+                        "written_at": copy.written_at,
+                        "behind": round(copy.behind_s, 1),
+                    }
+                    for copy in health.catalog_copies
+                ],
                 "problems": list(health.problems),
             }
         )

@@ -1,4 +1,4 @@
-"""One SQLite file, one thread that writes it and one that reads it.
+"""One SQLite file, one thread that writes it, one that reads it, and one that copies it.
 
 WAL with `synchronous=FULL`: a commit is on the disk when it returns (sqlite.org/pragma.html;
 NORMAL may lose commits at a power cut). The directory is synced when the file is new, because the
@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
+from blockd.catalog.copy import CatalogImage, PackedImage, pack
 from blockd.catalog.counts import Counts
 from blockd.catalog.transaction import Transaction
 from blockd.domain.effects import SideEffects
-from blockd.domain.errors import CatalogUnavailable, StartError
+from blockd.domain.errors import CatalogUnavailable, StartError, StorageError
 from blockd.domain.intent import new_id
 
 T = TypeVar("T")
@@ -40,17 +41,24 @@ class Catalog:
         path: Path,
         writer: sqlite3.Connection,
         reader: sqlite3.Connection,
+        copier: sqlite3.Connection,
         effects: SideEffects,
     ) -> None:
         self._path = path
-        self._writer, self._reader, self._effects = writer, reader, effects
+        self._writer, self._reader, self._copier = writer, reader, copier
+        self._effects = effects
         self.trouble: str | None = None
         self._troubled = asyncio.Event()
         self._write_thread = ThreadPoolExecutor(1, "catalog-write")
         self._read_thread = ThreadPoolExecutor(1, "catalog-read")
+        self._copy_thread = ThreadPoolExecutor(1, "catalog-copy")
         self._counts = Counts()
-        #: Grows with every commit, before whoever asked for it knows of it.
-        self.generation = 0
+        #: Grows with every commit, before whoever asked for it knows of it, and stands in the file.
+        self.generation = Transaction(writer, None).generation()
+        #: Set after each commit, for the one who keeps copies.
+        self.changed = asyncio.Event()
+        #: Waits until a copy has what is committed; set by the one who keeps copies.
+        self.keep_up: Callable[[], Awaitable[None]] | None = None
 
     async def write(self, label: str, change: Callable[[Transaction], T]) -> T:
         """Run `change` in a transaction and commit it durably; nothing is kept if it raises.
@@ -64,10 +72,10 @@ class Catalog:
             CatalogUnavailable: the file cannot be written: no room, a failing disk.
         """
         loop = asyncio.get_running_loop()
+        writing = loop.run_in_executor(self._write_thread, self._commit, label, change)
+        writing.add_done_callback(lambda _: self.changed.set())
         try:
-            result = await asyncio.shield(
-                loop.run_in_executor(self._write_thread, self._commit, label, change)
-            )
+            result = await asyncio.shield(writing)
         except sqlite3.OperationalError as err:
             self.trouble = f"the catalog {self._path} cannot be written: {err}"
             self._troubled.set()
@@ -102,14 +110,50 @@ class Catalog:
                 await self.write("catalog tried", lambda tx: tx.put_meta("tried", new_id()))
         self._troubled.clear()
 
+    async def copied(self) -> None:
+        """Wait until a copy of the catalog has what is committed; at once where none is kept.
+
+        Awaited before users are shown what cannot be made anew: see docs/decisions/0014.
+
+        Raises:
+            StorageError: there are copies, and none of them can be written.
+        """
+        if self.keep_up is not None:
+            await self.keep_up()
+
+    async def packed(self) -> PackedImage:
+        """The whole catalog as of the last commit, ready to be written elsewhere.
+
+        Raises:
+            StorageError: the file cannot be read.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._copy_thread, self._pack)
+
+    def _pack(self) -> PackedImage:
+        # A connection of its own: it neither holds up commits nor readers, and sees no half of one.
+        try:
+            self._copier.execute("BEGIN")
+            try:
+                tx = Transaction(self._copier, None)
+                catalog_id, generation = tx.meta("catalog_id") or "", tx.generation()
+                content = self._copier.serialize()
+            finally:
+                self._copier.execute("ROLLBACK")
+        except sqlite3.Error as err:
+            raise StorageError(f"the catalog cannot be read: {err}") from err
+        return pack(CatalogImage(catalog_id, generation, content))
+
     def _commit(self, label: str, change: Callable[[Transaction], T]) -> T:
         self._writer.execute("BEGIN IMMEDIATE")
         try:
-            result = change(Transaction(self._writer, None))
+            tx = Transaction(self._writer, None)
+            result = change(tx)
+            generation = tx.count_commit()
             with self._effects.around(f"commit {label}"):
                 self._writer.execute("COMMIT")
                 self._counts.forget()
-                self.generation += 1
+                self.generation = generation
         except BaseException:
             # A full disk may leave it open, or have SQLite roll it back (sqlite.org,
             # lang_transaction.html, "Response To Errors Within A Transaction").
@@ -127,11 +171,11 @@ class Catalog:
             self._reader.execute("ROLLBACK")
 
     def close(self) -> None:
-        """End both threads, after what they are doing, and close the file."""
-        self._write_thread.shutdown(wait=True)
-        self._read_thread.shutdown(wait=True)
-        self._reader.close()
-        self._writer.close()
+        """End the threads, after what they are doing, and close the file."""
+        for thread in (self._write_thread, self._read_thread, self._copy_thread):
+            thread.shutdown(wait=True)
+        for connection in (self._copier, self._reader, self._writer):
+            connection.close()
 
 
 @asynccontextmanager
@@ -155,10 +199,10 @@ def _open(path: Path, effects: SideEffects) -> Catalog:
         writer = _connect(path)
         writer.execute("PRAGMA journal_mode = WAL")
         writer.execute("PRAGMA synchronous = FULL")
-        _migrate(writer)
+        migrate(writer)
         if is_new:
             _sync_directory(path.parent)
-        return Catalog(path, writer, _connect(path), effects)
+        return Catalog(path, writer, _connect(path), _connect(path), effects)
     except (OSError, sqlite3.Error) as err:
         raise StartError(f"catalog {path}: {err}") from err
 
@@ -172,7 +216,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
+def migrate(connection: sqlite3.Connection) -> None:
     """Apply the numbered files of `migrations/` that this catalog lacks, each in a transaction."""
     scripts = sorted(
         (

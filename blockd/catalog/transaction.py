@@ -10,6 +10,7 @@ from typing import Any, Final
 from blockd.catalog.counts import CountsView
 from blockd.catalog.disk_rows import DiskRows
 from blockd.catalog.job_rows import JobRows
+from blockd.catalog.meta_rows import MetaRows
 from blockd.domain.idempotency import AnswerExists, FirstAnswer
 from blockd.domain.intent import Intent, Verb
 from blockd.domain.job import JobKind
@@ -42,11 +43,12 @@ _ORDERS: Final = {
 _IOPS_OF_TYPE: Final = {name: iops or 0 for iops, name in TYPE_OF_IOPS.items()}
 
 
-class Transaction:
+class Transaction(MetaRows):
     """Statements on one connection, within a transaction that the store begins and ends."""
 
     def __init__(self, connection: sqlite3.Connection, counts: CountsView | None) -> None:
-        self._sql, self._counts = connection, counts
+        super().__init__(connection)
+        self._counts = counts
         self.jobs, self.disks = JobRows(connection), DiskRows(connection)
 
     # volumes
@@ -249,17 +251,6 @@ class Transaction:
             )
         except sqlite3.IntegrityError as err:
             raise AnswerExists(answer.key) from err
-
-    # meta
-
-    def meta(self, key: str) -> str | None:
-        """A fact about this catalog."""
-        row = self._sql.execute("SELECT value FROM meta WHERE key = ?", [key]).fetchone()
-        return None if row is None else str(row[0])
-
-    def put_meta(self, key: str, value: str) -> None:
-        """Note a fact about this catalog."""
-        self._sql.execute("REPLACE INTO meta VALUES (?, ?)", [key, value])
 
     def _insert(self, table: str, columns: str, row: Sequence[object], rest: str = "") -> None:
         marks = ", ".join("?" * len(row))

@@ -12,7 +12,7 @@ from .client import Resource
 from .failures import Code, Failure
 from .session import Session, session_of
 from .tables import Column, print_details
-from .text import clean, percent
+from .text import age, clean, percent
 
 BAR_CELLS = 10
 
@@ -41,12 +41,20 @@ def health(ctx: typer.Context) -> None:
                 ("Version", answer["version"]),
                 ("Zone", answer["zone"]),
                 *(("Pool", line) for line in pools),
+                *(("Catalog copy", _copy_line(copy)) for copy in answer.get("catalog_copies", [])),
                 ("Under way", f"{answer['queued']} operations"),
             ],
             answer["status"],
         )
     if answer["status"] != "ok":
         raise typer.Exit(Code.FAILED)
+
+
+def _copy_line(copy: Resource) -> str:
+    if copy["written_at"] is None:
+        return f"{copy['class']}: none"
+    behind = f", {copy['behind']:.0f} s behind" if copy["behind"] >= 1 else ""
+    return f"{copy['class']}: written {age(copy['written_at'])} ago{behind}"
 
 
 def version(ctx: typer.Context) -> None:

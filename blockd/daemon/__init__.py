@@ -22,6 +22,7 @@ from blockd.host.group import Group
 from blockd.host.notify import inherited_socket, notify
 from blockd.metrics import CountedEffects, Metrics
 from blockd.service import Service
+from blockd.service.catalog_copies import CatalogCopies
 
 log = structlog.get_logger()
 
@@ -44,12 +45,15 @@ async def run(config: Config, listener: SideEffects | None = None) -> None:
         enter = stack.enter_async_context
         catalog = await enter(open_catalog(config.catalog.path, effects))
         classes = await enter(open_classes(config, catalog, effects, metrics))
+        copies = await enter(CatalogCopies(catalog, classes, effects))
         images = await enter(open_images(config, effects))
-        service = await enter(open_service(config, catalog, classes, images, metrics.count_loss))
+        service = await enter(
+            open_service(config, catalog, classes, images, metrics.count_loss, copies.states)
+        )
 
         async def page_of_metrics() -> bytes:
             health = await service.host.health()
-            return metrics.render(health.pools, health.queued)
+            return metrics.render(health.pools, health.queued, health.catalog_copies)
 
         await enter(_serve(config, service, page_of_metrics))
         log.info("ready", zone=config.host.zone, classes=list(config.classes))

@@ -12,6 +12,7 @@ from blockd.domain.effects import SideEffects
 from blockd.host.secrets import object_storage_keys
 from blockd.service import Service
 from blockd.service.answers import Answers
+from blockd.service.catalog_copies import CopyState
 from blockd.service.classes import StorageClasses
 from blockd.service.host import Host, Tenancy
 from blockd.service.job_steps import JobSteps
@@ -73,11 +74,13 @@ async def open_service(
     classes: StorageClasses,
     images: Images,
     count_loss: Callable[[str], None] = lambda _: None,
+    copies: Callable[[], list[CopyState]] = list,
 ) -> AsyncIterator[Service]:
     """The verbs over catalog and classes; what an earlier daemon left unfinished goes on.
 
     Args:
         count_loss: is told the class of each snapshot that is lost.
+        copies: how the copies of the catalog are.
     """
     host = config.host
     tenancy = Tenancy(
@@ -110,7 +113,7 @@ async def open_service(
                 yield Service(
                     volumes=Volumes(catalog, classes, operations, trash, tenancy, jobs),
                     snapshots=Snapshots(catalog, classes, operations, trash, tenancy),
-                    host=Host(tenancy, catalog, classes, operations, jobs, upkeep),
+                    host=Host(tenancy, catalog, classes, operations, jobs, upkeep, copies),
                     answers=Answers(catalog),
                     transfers=Transfers(
                         catalog,

@@ -135,6 +135,10 @@ class StorageOverdue(StorageError):
     """A storage command outlived its deadline and goes on; its outcome is not known yet."""
 
 
+class NoSpace(StorageError):
+    """The volume group has no extents left for it; nothing was made."""
+
+
 class RollbackFailed(StorageError):
     """Undoing failed too. Keeps both."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from blockd import __version__
@@ -9,6 +10,7 @@ from blockd.catalog import Catalog
 from blockd.domain.errors import CatalogUnavailable, PermissionDenied, StorageError
 from blockd.domain.pool import PoolUse
 from blockd.domain.volume import TYPE_OF_IOPS
+from blockd.service.catalog_copies import CopyState
 from blockd.service.classes import StorageClasses
 from blockd.service.jobs import Jobs
 from blockd.service.operations import Operations
@@ -17,7 +19,10 @@ from blockd.service.upkeep import Upkeep
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How blockd is doing; `problems` are lines for people, empty when `status` is `ok`."""
+    """How blockd is doing; `problems` are lines for people, empty when `status` is `ok`.
+
+    `catalog_copies` has one for each class, none where none is kept.
+    """
 
     status: str
     version: str
@@ -25,6 +30,7 @@ class Health:
     pools: list[PoolUse]
     queued: int
     problems: list[str]
+    catalog_copies: list[CopyState]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +74,12 @@ class Host:
         operations: Operations,
         jobs: Jobs,
         upkeep: Upkeep,
+        copies: Callable[[], list[CopyState]] = list,
     ) -> None:
+        """`copies`: how the copies of the catalog are."""
         self._catalog = catalog
         self._classes, self._operations, self._jobs = classes, operations, jobs
-        self._upkeep = upkeep
+        self._upkeep, self._copies = upkeep, copies
         self.zone = tenancy.zone
         self.organization_id = tenancy.organization_id
         self.default_project_id = tenancy.default_project_id
@@ -101,13 +109,17 @@ class Host:
                 problems.append(f"pool {pool.name} is {pool.mode}")
             if pool.needs_check:
                 problems.append(f"pool {pool.name} needs a check of its metadata")
+        copies = self._copies()
+        for copy in copies:
+            if copy.problem is not None:
+                problems.append(f"class {copy.storage_class}: copy of the catalog: {copy.problem}")
         queued = 0
         try:
             queued = await self._operations.under_way() + await self._jobs.under_way()
         except CatalogUnavailable as err:
             problems.append(str(err))
         status = "degraded" if problems else "ok"
-        return Health(status, __version__, self.zone, pools, queued, problems)
+        return Health(status, __version__, self.zone, pools, queued, problems, copies)
 
     def volume_types(self) -> list[VolumeType]:
         """The types that can be asked for, by name."""

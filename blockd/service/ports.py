@@ -16,6 +16,7 @@ from typing import Protocol
 
 from blockd.domain.allocation import Allocation
 from blockd.domain.front import FrontSpec
+from blockd.domain.inventory import Inventory
 from blockd.domain.pool import ClassTraits, PoolUse
 from blockd.domain.transfer import Exported, ExportNotes, ExportOrder, ImageFacts, Progress
 from blockd.domain.volume import Device, OpenDisk
@@ -217,6 +218,20 @@ class StorageDriver(Protocol):
 
     async def disks(self) -> Mapping[str, int]:
         """Every disk that is ours, with its size in bytes. For recovery: one process."""
+
+    async def inventory(self) -> Inventory:
+        """The same with all that can be seen of them, and of the fronts. For a lost catalog."""
+
+    async def copy_space(self, size_bytes: int) -> OpenDisk:
+        """Space for a copy of the catalog, beside the disks: at least so large, ready for writing.
+
+        Made if it is not there, extended if it is too small; what is in it stays. It is no disk:
+        `disks` does not name it, nothing but this touches it, and it is found again without a
+        catalog. No process where it is there and active.
+
+        Raises:
+            NoSpace: there is none, and no room for it.
+        """
 
 
 class Images(Protocol):

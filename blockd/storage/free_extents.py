@@ -64,5 +64,5 @@ class FreeExtents:
         except StorageError:
             await self.count()
             raise
-        self.free_bytes -= count_bytes
+        self.free_bytes -= self.extents(count_bytes)
         self._is_stale = False

@@ -153,6 +153,11 @@ class LvmCommands(LvmRunner):
             *(f"{self.vg}/{lv}" for lv in lvs),
         )
 
+    async def activate_tagged(self, lv: str, tag: str) -> None:
+        """The LV of this name if it bears `tag`; passes when there is none."""
+        selected = f'lv_name="{lv}" && lv_tags={{"{tag}"}}'
+        await self._change("lvchange", "--activate", "y", "--select", selected, self.vg)
+
     async def remove(self, lvs: Sequence[str], tag: str, *, but_origins: bool = False) -> None:
         """Those of `lvs` that bear `tag`, in one process; others, and absent ones, are passed over.
 

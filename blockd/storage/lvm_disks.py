@@ -14,8 +14,10 @@ from pathlib import Path
 
 from blockd.domain.errors import InUse, StorageError, StorageOverdue
 from blockd.domain.front import FrontSpec
+from blockd.domain.inventory import FoundDisk, Inventory
 from blockd.domain.units import SECTOR_BYTES
 from blockd.domain.volume import Device, OpenDisk
+from blockd.storage.catalog_lv import CatalogLv
 from blockd.storage.disk_reading import DiskReading
 from blockd.storage.dm import DeviceInfo, DeviceMapper, lv_device_name, lv_of_device_name
 from blockd.storage.fronts import Fronts, Lower
@@ -62,6 +64,7 @@ class LvmDisks:
         self._queue = queue
         self._tag = f"blockd.{catalog_id}"
         self._amiss = asyncio.Event()
+        self._catalog_lv = CatalogLv(catalog_id, lvm, mapper)
         self.vg_uuid = ""
 
     def turn(self) -> AbstractAsyncContextManager[None]:
@@ -81,6 +84,23 @@ class LvmDisks:
 
     async def disks(self) -> Mapping[str, int]:
         return {lv.name: lv.size_bytes for lv in await self._lvm.lvs() if self._ours(lv)}
+
+    async def inventory(self) -> Inventory:
+        """See the port: two processes."""
+        group, lvs = await self._lvm.vg_facts(), await self._lvm.lvs()
+        fronts = {}
+        for volume_id, info in self._fronts.ours().items():
+            disk = await self.disk_behind(volume_id)
+            if disk is not None:
+                (target,) = self._mapper.table(info.uuid)
+                size_bytes = target.length_sectors * SECTOR_BYTES
+                fronts[volume_id] = FrontSpec(volume_id, disk, size_bytes)
+        disks = {lv.name: _found_disk(lv) for lv in lvs if self._ours(lv)}
+        return Inventory(group.extent_bytes, disks, fronts)
+
+    async def copy_space(self, size_bytes: int) -> OpenDisk:
+        """See the port."""
+        return await self._catalog_lv.space(size_bytes)
 
     async def _make(self, disk: str, make: Callable[[], Awaitable[None]]) -> None:
         """Run `make`; if that fails, remove what an earlier attempt left, and try once more."""
@@ -239,3 +259,13 @@ class LvmDisks:
             except LvmFailed as err:
                 return [str(err)]
         return []
+
+
+def _found_disk(lv: LogicalVolume) -> FoundDisk:
+    return FoundDisk(
+        name=lv.name,
+        size_bytes=lv.origin_bytes or lv.size_bytes,
+        is_writable=lv.writable,
+        origin=lv.origin or None,
+        is_merging=bool(lv.origin and lv.is_merging),
+    )

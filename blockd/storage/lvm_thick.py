@@ -20,6 +20,7 @@ from blockd.domain.pool import ClassTraits, PoolUse
 from blockd.domain.transfer import Progress
 from blockd.domain.units import GIB
 from blockd.host.command import Companion
+from blockd.storage.catalog_lv import CatalogLv
 from blockd.storage.cow_finding import CowFinding
 from blockd.storage.cow_sizes import CowSizes
 from blockd.storage.cow_watch import CowWatch
@@ -69,6 +70,7 @@ class LvmThick(LvmDisks):
             settings.vg, lvm, mapper, queue.turn, self._lower, self._amiss.set
         )
         self._free = FreeExtents(lvm)
+        self._catalog_lv = CatalogLv(catalog_id, lvm, mapper, self._free.taking)
 
     async def open(self) -> None:
         """Look at what there is.

@@ -312,7 +312,8 @@ async def test_pools_are_told_in_bytes_and_paged(api: Api) -> None:
 
 async def test_health_is_200_however_bad_it_is(rig: Rig) -> None:
     health = await rig.api.ok("GET", f"{HOST}/health")
-    assert health.keys() == {"status", "version", "zone", "pools", "queued", "problems"}
+    assert health.keys() == {"status", "version", "zone", "pools", "queued", "problems",
+                             "catalog_copies"}  # fmt: skip
     assert (health["status"], health["zone"], health["problems"]) == ("ok", ZONE, [])
     rig.driver.fail_next["pool"] = StorageError("the pool is gone")
     health = await rig.api.ok("GET", f"{HOST}/health")

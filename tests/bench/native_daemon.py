@@ -132,7 +132,7 @@ async def _serve(place: Place) -> None:
 
             async def page() -> bytes:
                 health = await service.host.health()
-                return metrics.render(health.pools, health.queued)
+                return metrics.render(health.pools, health.queued, health.catalog_copies)
 
             app = make_app(service, page, lambda _: True)
             async with serve_unix(app, config.api.socket):

@@ -25,6 +25,10 @@ def test_rules_match_the_device_name_of_our_lv() -> None:
     assert matches("dm/name", lv_device_name("vg-of-ours", disk_name(new_id())))
 
 
+def test_rules_match_the_device_name_of_a_copy_of_the_catalog() -> None:
+    assert matches("dm/name", lv_device_name("vg-of-ours", f"blockd-catalog-{new_id()}"))
+
+
 def test_rules_match_the_layers_of_classic_snapshots() -> None:
     for layer in ("real", "cow"):
         assert matches("dm/name", f"{lv_device_name('vg', disk_name(new_id()))}-{layer}")

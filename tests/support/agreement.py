@@ -100,7 +100,7 @@ def _active_snapshots() -> list[str]:
 
 
 def foreign_lvs(place: Place) -> dict[str, str]:
-    """Every LV that does not bear the catalog's tag, with its uuid and attributes."""
+    """Every LV without a tag of the catalog, with its uuid and attributes."""
     with sqlite3.connect(f"file:{place.catalog}?mode=ro", uri=True) as catalog:
         (catalog_id,) = catalog.execute(
             "SELECT value FROM meta WHERE key = 'catalog_id'"
@@ -109,7 +109,8 @@ def foreign_lvs(place: Place) -> dict[str, str]:
     return {
         lv["lv_name"]: f"{lv['lv_uuid']} {lv['lv_attr']} {lv['lv_tags']}"
         for lv in _lvs(place)
-        if f"blockd.{catalog_id}" not in lv["lv_tags"].split(",")
+        if not {f"blockd.{catalog_id}", f"blockd-catalog.{catalog_id}"}
+        & set(lv["lv_tags"].split(","))
         and lv["segtype"] == ("thin" if place.kind == "thin" else "linear")
     }
 

@@ -45,7 +45,9 @@ class Crash(SideEffects):
         self._happened(f"after {name}")
 
     def _happened(self, event: str) -> None:
-        if not self._armed:
+        # Copies of the catalog come when they come: events counted from them would never be the
+        # same twice. A write that is cut short has its tests in tests/unit/test_catalog_copy.py.
+        if not self._armed or event.endswith(" copy write"):
             return
         with self._lock:
             number, self._count = self._count, self._count + 1

@@ -19,6 +19,7 @@ from pathlib import Path
 from blockd.domain.allocation import Allocation
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import InUse, StorageError
+from blockd.domain.inventory import FoundDisk, Inventory
 from blockd.domain.pool import PoolUse
 from blockd.domain.units import GIB, MIB
 from blockd.domain.volume import Device, OpenDisk
@@ -29,10 +30,15 @@ from blockd.storage.instant import InstantDisks
 EXTENT_BYTES = 4 * MIB
 
 _WITHIN_TURN = frozenset(
-    {"create", "snapshot", "clone", "grow", "seal", "erase"}
+    {"create", "snapshot", "clone", "grow", "seal", "erase", "copy_space"}
     | {"revert_bytes", "reserve_for_revert", "begin_merge", "end_merge"}
 )
-_ANNOUNCED = _WITHIN_TURN - {"revert_bytes"} | {"connect", "disconnect", "swap", "complete"}
+_ANNOUNCED = _WITHIN_TURN - {"revert_bytes", "copy_space"} | {
+    "connect",
+    "disconnect",
+    "swap",
+    "complete",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +48,12 @@ class _Tag:
     `size_bytes` is the disk's size in whole extents, `shown_bytes` what its file shall be long:
     the front's size while it has one. A regular file grows when somebody writes beyond its end;
     what is beyond `shown_bytes` is no part of the disk and is cut off before anything else.
+    `source` is what it was copied from.
     """
 
     size_bytes: int
     shown_bytes: int
+    source: str | None = None
     # of thick classes (thick_files.py):
     origin: str | None = None
     old_from: int | None = None
@@ -65,6 +73,7 @@ class FileDriver(InstantDisks):
     Attributes:
         fail_next: by method name, the error that its next call raises, once, changing nothing.
         gates: by method name, an event that every call waits for before it does anything.
+        copy: the space of the catalog's copy.
     """
 
     def __init__(
@@ -85,6 +94,7 @@ class FileDriver(InstantDisks):
         for directory in (self._disks, self._tags, self._fronts):
             directory.mkdir(parents=True, exist_ok=True)
         self._turn = asyncio.Lock()
+        self.copy = root / "copy"
 
     def turn(self) -> AbstractAsyncContextManager[None]:
         """See `StorageDriver`; `asyncio.Lock` is first come, first served."""
@@ -259,6 +269,33 @@ class FileDriver(InstantDisks):
         await self._enter("disks")
         return {disk: tag.size_bytes for disk, tag in self._ours().items()}
 
+    async def inventory(self) -> Inventory:
+        """See `StorageDriver`."""
+        await self._enter("inventory")
+        ours = self._ours()
+        disks = {}
+        for name, tag in ours.items():
+            origin = tag.origin or tag.source
+            disks[name] = FoundDisk(
+                name,
+                tag.size_bytes,
+                bool(self._disk_path(name).stat().st_mode & 0o200),
+                origin if origin in ours else None,
+            )
+        fronts = {}
+        for path in self._fronts.iterdir():
+            disk = path.readlink().name
+            fronts[path.name] = FrontSpec(path.name, disk, self._need(disk).shown_bytes)
+        return Inventory(EXTENT_BYTES, disks, fronts)
+
+    async def copy_space(self, size_bytes: int) -> OpenDisk:
+        """See `StorageDriver`."""
+        await self._enter("copy_space")
+        self.copy.touch(mode=0o600)
+        size_bytes = max(_whole_extents(size_bytes), self.copy.stat().st_size)
+        os.truncate(self.copy, size_bytes)
+        return OpenDisk(str(self.copy), size_bytes)
+
     async def _enter(self, method: str) -> None:
         """Where tests hold an operation or make it fail; and where a missing turn shows."""
         if method in _WITHIN_TURN and not self._turn.locked():
@@ -309,6 +346,7 @@ class FileDriver(InstantDisks):
         tag = self._need(source)
         self._show(source, tag)
         self._make(disk, max(tag.size_bytes, least_bytes))
+        self._mark(disk, replace(self._need(disk), source=source))
         _copy_range(self._disk_path(source), self._disk_path(disk), 0, None)
 
     def _remove(self, disk: str) -> None:

@@ -18,6 +18,7 @@ from blockd.daemon import open_images, open_service
 from blockd.domain.effects import SideEffects
 from blockd.domain.units import GIB
 from blockd.service import Service
+from blockd.service.catalog_copies import CatalogCopies
 from blockd.service.classes import StorageClass, StorageClasses
 from tests.support.file_driver import FileDriver
 from tests.support.thick_files import ThickFileDriver
@@ -40,6 +41,7 @@ class Running:
     driver: FileDriver
     config: Config
     socket: Path
+    copies: CatalogCopies | None = None
 
 
 def file_config(root: Path) -> Config:
@@ -60,6 +62,7 @@ async def running(
     config: Config | None = None,
     effects: SideEffects | None = None,
     default_class: str = "sbs",
+    keeps_copies: bool = False,
 ) -> AsyncIterator[Running]:
     """The service, as the daemon starts and stops it, with a single class.
 
@@ -67,6 +70,7 @@ async def running(
         driver: with gates or failures already set, for what recovery is to meet.
         effects: is told each commit, and each change of a driver made here.
         default_class: one of `DRIVERS`.
+        keeps_copies: of the catalog, in the driver's `copy`.
     """
     config = config or file_config(root)
     if driver is None:
@@ -77,9 +81,13 @@ async def running(
         enter = stack.enter_async_context
         catalog = await enter(open_catalog(config.catalog.path, effects))
         classes = StorageClasses({default_class: only}, default_class)
+        copies = None
+        if keeps_copies:
+            copies = await enter(CatalogCopies(catalog, classes, effects or SideEffects()))
         images = await enter(open_images(config, effects or SideEffects()))
-        service = await enter(open_service(config, catalog, classes, images))
-        yield Running(service, catalog, classes, driver, config, config.api.socket)
+        states = list if copies is None else copies.states
+        service = await enter(open_service(config, catalog, classes, images, copies=states))
+        yield Running(service, catalog, classes, driver, config, config.api.socket, copies)
 
 
 @asynccontextmanager

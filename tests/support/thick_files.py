@@ -16,6 +16,7 @@ from pathlib import Path
 from blockd.domain.allocation import Allocation
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StorageError
+from blockd.domain.inventory import FoundDisk, Inventory
 from blockd.domain.pool import ClassTraits, PoolUse
 from blockd.domain.transfer import Progress
 from blockd.domain.units import GIB
@@ -249,6 +250,16 @@ class ThickFileDriver(FileDriver):
             raise StorageError(f"{disk} is still being merged")
         self._waited_for.discard(disk)
         self._mark(disk, replace(tag, merging=None))
+
+    async def inventory(self) -> Inventory:
+        """See `StorageDriver`."""
+        found = await super().inventory()
+        merging = {
+            tag.merging: FoundDisk(tag.merging, tag.size_bytes, False, disk, is_merging=True)
+            for disk, tag in self._ours().items()
+            if tag.merging is not None
+        }
+        return replace(found, disks={**found.disks, **merging})
 
     # fronts
 

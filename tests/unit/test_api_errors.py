@@ -40,6 +40,7 @@ SAMPLES: list[errors.BlockdError] = [
     errors.CatalogUnavailable("no room"),
     errors.StorageError("secret"),
     errors.StorageOverdue("secret"),
+    errors.NoSpace("secret"),
     errors.RollbackFailed(ValueError("secret"), ValueError("secret")),
     errors.StartError("secret"),
 ]
