@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import ssl
 import stat
@@ -21,6 +22,8 @@ log = structlog.get_logger()
 
 #: A hundred tags or ids fit into a query string.
 _MAX_LINE_BYTES = 64 * 1024
+
+_KEPT_DESCRIPTORS = 256
 
 
 @asynccontextmanager
@@ -98,6 +101,23 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
+def most_connections() -> int:
+    """How many clients each listener answers at once.
+
+    What storage needs must not wait for them: without descriptors no command can be started.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(limit - _KEPT_DESCRIPTORS, limit // 4)
+
+
+class _Refused(asyncio.Protocol):
+    """A connection too many: closed at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        log.warning("too many connections")
+        transport.close()
+
+
 @asynccontextmanager
 async def _serving(
     app: web.Application,
@@ -118,11 +138,13 @@ async def _serving(
     try:
         await runner.setup()
         loop = asyncio.get_running_loop()
-        manager = runner.server
+        manager, most = runner.server, most_connections()
         if manager is None:
             raise StartError("the HTTP server did not start")
 
-        def connection() -> JsonProtocol:
+        def connection() -> asyncio.Protocol:
+            if len(manager.connections) >= most:
+                return _Refused()
             # `access_log` off: the middleware writes the one event per request.
             return JsonProtocol(
                 manager,

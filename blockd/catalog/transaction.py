@@ -11,6 +11,7 @@ from blockd.catalog.counts import CountsView
 from blockd.catalog.disk_rows import DiskRows
 from blockd.catalog.job_rows import JobRows
 from blockd.catalog.meta_rows import MetaRows
+from blockd.catalog.trash_rows import TrashRows
 from blockd.domain.idempotency import AnswerExists, FirstAnswer
 from blockd.domain.intent import Intent, Verb
 from blockd.domain.job import JobKind
@@ -50,6 +51,7 @@ class Transaction(MetaRows):
         super().__init__(connection)
         self._counts = counts
         self.jobs, self.disks = JobRows(connection), DiskRows(connection)
+        self.trash = TrashRows(connection)
 
     # volumes
 
@@ -68,6 +70,7 @@ class Transaction(MetaRows):
     def remove_volume(self, volume_id: str) -> None:
         """Forget the row."""
         self._sql.execute("DELETE FROM volumes WHERE id = ?", [volume_id])
+        self.trash.forget(volume_id)
 
     def volumes_with_fronts(self, storage_class: str) -> list[Volume]:
         """Those whose bytes can be used: neither creating, deleted, nor in error."""
@@ -128,6 +131,7 @@ class Transaction(MetaRows):
     def remove_snapshot(self, snapshot_id: str) -> None:
         """Forget the row."""
         self._sql.execute("DELETE FROM snapshots WHERE id = ?", [snapshot_id])
+        self.trash.forget(snapshot_id)
 
     def page_of_snapshots(self, wanted: SnapshotFilter, page: Page) -> tuple[list[Snapshot], int]:
         """One page, and the number of matches on all pages."""
@@ -145,40 +149,6 @@ class Transaction(MetaRows):
         holders = self.jobs.holders()  # once, as there are next to none: a join costs each row
         rows = self._sql.execute(f"{_SNAPSHOT_SELECT} {rest}", args)
         return (_snapshot(row, holders.get(row[0])) for row in rows)
-
-    # trash
-
-    def trash(
-        self, storage_class: str, before: str, most: int, *, for_room: bool = False
-    ) -> tuple[list[str], list[str]]:
-        """Ids of volumes and of snapshots deleted before the instant `before`, oldest first.
-
-        Args:
-            for_room: without volumes whose disk would stay, as a living snapshot needs it.
-        """
-        rows = self._sql.execute(
-            "SELECT kind, id FROM ("
-            " SELECT 'v' AS kind, v.id, v.deleted_at FROM volumes v"
-            "  WHERE v.deleted_at < ?1 AND v.storage_class = ?2"
-            "  AND NOT (?4 AND EXISTS (SELECT 1 FROM snapshots s"
-            "   WHERE s.origin_disk = v.disk AND s.status NOT IN ('deleted', 'error')))"
-            " UNION ALL SELECT 's', id, deleted_at FROM snapshots"
-            "  WHERE deleted_at < ?1 AND storage_class = ?2"
-            ") ORDER BY deleted_at, id LIMIT ?3",
-            [before, storage_class, most, for_room],
-        ).fetchall()
-        return [id_ for kind, id_ in rows if kind == "v"], [
-            id_ for kind, id_ in rows if kind == "s"
-        ]
-
-    def oldest_in_trash(self) -> str | None:
-        """When the first thing in the trash was put there."""
-        (oldest,) = self._sql.execute(
-            "SELECT min(at) FROM ("
-            "SELECT min(deleted_at) AS at FROM volumes WHERE deleted_at IS NOT NULL"
-            " UNION ALL SELECT min(deleted_at) FROM snapshots WHERE deleted_at IS NOT NULL)"
-        ).fetchone()
-        return None if oldest is None else str(oldest)
 
     # intents
 

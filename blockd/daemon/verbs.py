@@ -10,6 +10,7 @@ from blockd.catalog import Catalog
 from blockd.config import Config
 from blockd.domain.effects import SideEffects
 from blockd.host.secrets import object_storage_keys
+from blockd.host.uptime import boot_id, uptime_s
 from blockd.service import Service
 from blockd.service.answers import Answers
 from blockd.service.catalog_copies import CopyState
@@ -21,6 +22,7 @@ from blockd.service.losses import Losses
 from blockd.service.operations import Operations
 from blockd.service.ports import Images
 from blockd.service.snapshots import Snapshots
+from blockd.service.steady_clock import SteadyClock
 from blockd.service.transfers import Transfers
 from blockd.service.trash import Trash
 from blockd.service.upkeep import Upkeep
@@ -94,10 +96,13 @@ async def open_service(
     stop_s = config.daemon.stop_timeout
     async with Operations(catalog, classes, stop_s=stop_s) as operations:
         await operations.recover()
+        clock = SteadyClock(boot_id(), uptime_s)
+        await clock.start(catalog)
         trash = Trash(
             catalog,
             classes,
             operations,
+            clock,
             keep_s=config.trash.keep,
             gives_room=config.trash.policy == "trash",
         )

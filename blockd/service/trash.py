@@ -1,13 +1,16 @@
-"""The trash: what is deleted stays whole until `keep_s` have passed, then its disk is erased."""
+"""The trash: what is deleted stays whole until `keep_s` have passed, then its disk is erased.
+
+Of time that the host runs: whoever sets its clock erases nothing (`steady_clock.py`).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import structlog
@@ -17,11 +20,12 @@ from blockd.domain.errors import NoRoom, PoolUnfit, StorageError
 from blockd.domain.intent import Intent
 from blockd.domain.pool import PoolUse
 from blockd.domain.snapshot import Snapshot
-from blockd.domain.units import MIB, format_timestamp, parse_timestamp
+from blockd.domain.units import MIB
 from blockd.domain.volume import Volume
 from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.erasures import forget
 from blockd.service.operations import Operations
+from blockd.service.steady_clock import SteadyClock
 
 log = structlog.get_logger()
 
@@ -29,6 +33,8 @@ log = structlog.get_logger()
 #: and nobody waits longer for his turn than for so many.
 _BATCH = 16
 _RETRY_S = 30.0
+#: A power cut costs at most so much of the time that was counted.
+_NOTED_S = 3600.0
 
 #: For room, fewer at once: no more shall be lost than is needed.
 _BATCH_FOR_ROOM = 4
@@ -49,13 +55,14 @@ class Trash:
         catalog: Catalog,
         classes: StorageClasses,
         operations: Operations,
+        clock: SteadyClock,
         *,
         keep_s: float,
         gives_room: bool = True,
     ) -> None:
         """`gives_room`: whether things are erased early when the pool needs the room."""
         self._catalog, self._classes, self._operations = catalog, classes, operations
-        self._keep, self._gives_room = timedelta(seconds=keep_s), gives_room
+        self._clock, self._keep_s, self._gives_room = clock, keep_s, gives_room
         self._noticed = asyncio.Event()
         self._room: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -65,8 +72,10 @@ class Trash:
         Returns:
             The erasure to be begun after the commit, if nothing is kept.
         """
-        if not self._keep:
+        if not self._keep_s:
             return forget(tx, row.storage_class, [row])
+        tx.trash.put(row.id, self._clock.now())
+        self._clock.note(tx)
         if isinstance(row, Volume):
             tx.put_volume(row)
         else:
@@ -203,7 +212,7 @@ class Trash:
 
     async def _erase_for_room(self, class_name: str) -> bool:
         """Erase the oldest things in the trash; whether there were any."""
-        now = format_timestamp(datetime.now(UTC))
+        now = math.inf
         if not await self._catalog.read(partial(_is_due, class_name, now, for_room=True)):
             return False
         log.warning("erasing trash early for room", storage_class=class_name)
@@ -232,7 +241,7 @@ class Trash:
                 pass
 
     async def _erase_due(self) -> None:
-        due = format_timestamp(datetime.now(UTC) - self._keep)
+        due = self._clock.now() - self._keep_s
         for storage_class in self._classes:
             while True:
                 if not await self._catalog.read(partial(_is_due, storage_class.name, due)):
@@ -244,22 +253,24 @@ class Trash:
                     self._operations.submit(intent)
 
     async def _until_next_s(self) -> float | None:
-        oldest = await self._catalog.read(lambda tx: tx.oldest_in_trash())
+        oldest = await self._catalog.read(lambda tx: tx.trash.oldest())
         if oldest is None:
             return None
-        until = parse_timestamp(oldest) + self._keep - datetime.now(UTC)
-        return max(until.total_seconds(), 0.0) + 0.001
+        if self._clock.noted_s_ago > _NOTED_S / 2:
+            await self._catalog.write("clock noted", self._clock.note)
+        until_s = max(oldest + self._keep_s - self._clock.now(), 0.0) + 0.001
+        return min(until_s, _NOTED_S)
 
 
-def _is_due(storage_class: str, due: str, tx: Transaction, *, for_room: bool = False) -> bool:
-    return any(tx.trash(storage_class, due, 1, for_room=for_room))
+def _is_due(storage_class: str, due: float, tx: Transaction, *, for_room: bool = False) -> bool:
+    return any(tx.trash.due(storage_class, due, 1, for_room=for_room))
 
 
 def _take_out(
-    tx: Transaction, storage_class: str, due: str, most: int, *, for_room: bool = False
+    tx: Transaction, storage_class: str, due: float, most: int, *, for_room: bool = False
 ) -> Intent | None:
     """Exchange the rows of a batch for the intent that erases their disks."""
-    volume_ids, snapshot_ids = tx.trash(storage_class, due, most, for_room=for_room)
+    volume_ids, snapshot_ids = tx.trash.due(storage_class, due, most, for_room=for_room)
     rows: list[Volume | Snapshot | None] = [tx.volume(id_) for id_ in volume_ids]
     rows += [tx.snapshot(id_) for id_ in snapshot_ids]
     return forget(tx, storage_class, [row for row in rows if row is not None])

@@ -24,6 +24,7 @@ from blockd.config import ObjectStorageSection
 from blockd.daemon import open_images
 from blockd.domain.effects import SideEffects
 from blockd.domain.units import GIB, MIB
+from blockd.host.uptime import boot_id, uptime_s
 from blockd.service import Service
 from blockd.service.answers import Answers
 from blockd.service.classes import StorageClass, StorageClasses
@@ -33,6 +34,7 @@ from blockd.service.jobs import Jobs
 from blockd.service.losses import Losses
 from blockd.service.operations import Operations
 from blockd.service.snapshots import Snapshots
+from blockd.service.steady_clock import SteadyClock
 from blockd.service.transfers import Transfers
 from blockd.service.trash import Trash
 from blockd.service.upkeep import Upkeep
@@ -158,7 +160,9 @@ async def service_over_files(
             {name: StorageClass(name, each) for name, each in drivers.items()}, default_class
         )
         operations = await stack.enter_async_context(Operations(catalog, classes, stop_s=5.0))
-        trash = Trash(catalog, classes, operations, keep_s=3600.0)
+        clock = SteadyClock(boot_id(), uptime_s)
+        await clock.start(catalog)
+        trash = Trash(catalog, classes, operations, clock, keep_s=3600.0)
         tenancy = Tenancy(ZONE, ORGANIZATION, PROJECT, frozenset({PROJECT, OTHER_PROJECT}))
         parts = catalog, classes, operations, trash, tenancy
         images = await stack.enter_async_context(open_images(config, SideEffects()))

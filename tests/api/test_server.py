@@ -6,6 +6,8 @@ import asyncio
 import os
 import socket
 import stat
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from blockd.api import server
 from blockd.api.server import serve_unix
 from blockd.domain.errors import StartError
 from tests.api.rig import exchange
@@ -54,6 +57,43 @@ async def test_socket_is_gone_afterwards(tmp_path: Path) -> None:
     async with serve_unix(hello(), path):
         assert b"200 OK" in await exchange(path, PING)
     assert not path.exists()
+
+
+async def test_clients_beyond_the_most_are_refused_until_others_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "most_connections", lambda: 2)
+    path = tmp_path / "s"
+    async with serve_unix(hello(), path), AsyncExitStack() as others:
+        async with connected(path) as (reader, writer):
+            other, _ = await others.enter_async_context(connected(path))
+            writer.write(PING)
+            assert b"200 OK" in await reader.readline()
+            async with connected(path) as (refused, _):
+                assert await refused.read() == b""
+            assert not other.at_eof()
+
+        async def is_let_in() -> bool:
+            async with connected(path) as (reader, writer):
+                with suppress(ConnectionError):
+                    writer.write(PING)
+                    return b"200 OK" in await reader.readline()
+            return False
+
+        async with asyncio.timeout(10):
+            while not await is_let_in():
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def connected(path: Path) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 async def test_socket_of_a_killed_daemon_is_replaced(tmp_path: Path) -> None:
