@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -18,17 +18,17 @@ from blockd.catalog import Catalog
 from blockd.config import Config, ThinClassSection
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StartError
-from blockd.host.command import Companion, companion, wait_for_survivors
+from blockd.host.command import companion, wait_for_survivors
 from blockd.host.vg_lock import vg_lock
 from blockd.metrics import Metrics
 from blockd.service.classes import StorageClass, StorageClasses
 from blockd.storage import front_watchdog
-from blockd.storage.dm import DeviceMapper, open_device_mapper
+from blockd.storage.dm import open_device_mapper
 from blockd.storage.fronts import front_owner, resume_fronts
 from blockd.storage.lvm_commands import LvmCommands, vg_marker
 from blockd.storage.lvm_config import write_lvm_config
 from blockd.storage.lvm_devices import candidate_devices
-from blockd.storage.lvm_disks import ClassSettings
+from blockd.storage.lvm_disks import ClassSettings, Surroundings
 from blockd.storage.lvm_thick import LvmThick, ThickSettings, open_lvm_thick
 from blockd.storage.lvm_thin import LvmThin, ThinSettings, open_lvm_thin
 from blockd.storage.make_pool import make_group, make_pool
@@ -63,20 +63,17 @@ async def open_classes(
             await _limit_lvm(config, udev)
 
         await limit_lvm()
+        around = Surroundings(
+            catalog_id=catalog_id,
+            mapper=mapper,
+            watchdog=watchdog,
+            effects=effects,
+            waited=metrics.queue_wait_s.observe,
+            find_disks=limit_lvm,
+        )
         classes = {}
         for name, section in config.classes.items():
-            opened = _opened(
-                config,
-                name,
-                catalog_id,
-                mapper,
-                watchdog,
-                effects,
-                metrics.queue_wait_s.observe,
-                limit_lvm,
-                udev=udev,
-            )
-            driver = await stack.enter_async_context(opened)
+            driver = await stack.enter_async_context(_opened(config, name, around, udev))
             await _bind(catalog, name, driver.vg_uuid)
             thin = section if isinstance(section, ThinClassSection) else None
             bounds = (thin.overcommit, thin.high_water_percent) if thin else ()
@@ -85,16 +82,7 @@ async def open_classes(
 
 
 def _opened(
-    config: Config,
-    name: str,
-    catalog_id: str,
-    mapper: DeviceMapper,
-    watchdog: Companion,
-    effects: SideEffects,
-    waited: Callable[[float], None],
-    find_disks: Callable[[], Awaitable[None]],
-    *,
-    udev: bool,
+    config: Config, name: str, around: Surroundings, udev: bool
 ) -> AbstractAsyncContextManager[LvmThin | LvmThick]:
     """The driver of a class, not entered yet."""
     section = config.classes[name]
@@ -106,9 +94,8 @@ def _opened(
         command_timeout_s=config.lvm.command_timeout,
         max_suspend_s=config.lvm.max_suspend,
     )
-    with_all = (catalog_id, mapper, watchdog, effects, waited, find_disks)
     if isinstance(section, ThinClassSection):
-        return open_lvm_thin(ThinSettings(**asdict(common), pool=section.pool), *with_all)
+        return open_lvm_thin(ThinSettings(**asdict(common), pool=section.pool), around)
     settings = ThickSettings(
         **asdict(common),
         reserve_bytes=section.reserve,
@@ -119,7 +106,7 @@ def _opened(
         grow_percent=section.snapshot_grow_percent,
         chunk_bytes=section.chunk,
     )
-    return open_lvm_thick(settings, *with_all)
+    return open_lvm_thick(settings, around)
 
 
 async def _limit_lvm(config: Config, udev: bool) -> None:

@@ -7,20 +7,22 @@ LVs of others in the volume group are never touched.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from blockd.domain.effects import SideEffects
 from blockd.domain.errors import InUse, StorageError, StorageOverdue
 from blockd.domain.front import FrontSpec
 from blockd.domain.inventory import FoundDisk, Inventory
 from blockd.domain.units import SECTOR_BYTES
 from blockd.domain.volume import Device, OpenDisk
+from blockd.host.command import Companion
 from blockd.storage.catalog_lv import CatalogLv
 from blockd.storage.disk_reading import DiskReading
 from blockd.storage.dm import DeviceInfo, DeviceMapper, lv_device_name, lv_of_device_name
-from blockd.storage.fronts import Fronts, Lower
+from blockd.storage.fronts import Fronts, Lower, front_owner
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
 from blockd.storage.lvm_report import LogicalVolume
 from blockd.storage.vg_queue import VgQueue
@@ -44,6 +46,52 @@ class ClassSettings:
     udev: bool
     command_timeout_s: float
     max_suspend_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the daemon hands to the driver of every class.
+
+    It has locked the class's volume group, and no LVM command works in it.
+
+    Attributes:
+        watchdog: resumes fronts; see `Fronts`.
+        waited: is told how long each turn was waited for.
+        find_disks: writes our LVM configuration anew, when disks were added behind our back.
+    """
+
+    catalog_id: str
+    mapper: DeviceMapper
+    watchdog: Companion
+    effects: SideEffects
+    waited: Callable[[float], None]
+    find_disks: Callable[[], Awaitable[None]]
+
+
+@contextmanager
+def wired(
+    settings: ClassSettings, around: Surroundings
+) -> Iterator[tuple[LvmCommands, Fronts, VgQueue]]:
+    """What every driver works through: LVM in the one queue of its volume group, and fronts."""
+    queue = VgQueue(around.waited)
+    lvm = LvmCommands(
+        settings.vg,
+        settings.system_dir,
+        queue,
+        around.effects,
+        udev=settings.udev,
+        timeout_s=settings.command_timeout_s,
+        find_disks=around.find_disks,
+    )
+    fronts = Fronts(
+        around.mapper,
+        around.watchdog,
+        around.effects,
+        owner=front_owner(settings.name, around.catalog_id),
+        max_suspend_s=settings.max_suspend_s,
+    )
+    with closing(fronts):
+        yield lvm, fronts, queue
 
 
 class LvmDisks:

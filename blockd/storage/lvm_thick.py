@@ -7,7 +7,7 @@ the kernel do, and what was measured: docs/decisions/0010-thick.md.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,6 @@ from blockd.domain.front import FrontSpec
 from blockd.domain.pool import ClassTraits, PoolUse
 from blockd.domain.transfer import Progress
 from blockd.domain.units import GIB
-from blockd.host.command import Companion
 from blockd.storage.catalog_lv import CatalogLv
 from blockd.storage.cow_finding import CowFinding
 from blockd.storage.cow_sizes import CowSizes
@@ -28,9 +27,9 @@ from blockd.storage.disk_reading import DiskReading
 from blockd.storage.dm import DeviceMapper
 from blockd.storage.dm_events import dm_events
 from blockd.storage.free_extents import FreeExtents
-from blockd.storage.fronts import Fronts, Lower, front_owner
+from blockd.storage.fronts import Fronts, Lower
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
-from blockd.storage.lvm_disks import ClassSettings, LvmDisks
+from blockd.storage.lvm_disks import ClassSettings, LvmDisks, Surroundings, wired
 from blockd.storage.lvm_report import LogicalVolume
 from blockd.storage.thick_revert import ThickRevert
 from blockd.storage.vg_queue import VgQueue
@@ -358,45 +357,16 @@ class LvmThick(LvmDisks):
 
 
 @asynccontextmanager
-async def open_lvm_thick(
-    settings: ThickSettings,
-    catalog_id: str,
-    mapper: DeviceMapper,
-    watchdog: Companion,
-    effects: SideEffects,
-    waited: Callable[[float], None],
-    find_disks: Callable[[], Awaitable[None]],
-) -> AsyncIterator[LvmThick]:
-    """The driver. The caller has locked its volume group, and no LVM command works in it.
-
-    Args:
-        waited: is told how long each turn was waited for.
-        find_disks: writes our LVM configuration anew, when disks were added behind our back.
+async def open_lvm_thick(settings: ThickSettings, around: Surroundings) -> AsyncIterator[LvmThick]:
+    """The driver.
 
     Raises:
         StartError: something is missing, or not fit.
     """
-    queue = VgQueue(waited)
-    lvm = LvmCommands(
-        settings.vg,
-        settings.system_dir,
-        queue,
-        effects,
-        udev=settings.udev,
-        timeout_s=settings.command_timeout_s,
-        find_disks=find_disks,
-    )
-    fronts = Fronts(
-        mapper,
-        watchdog,
-        effects,
-        owner=front_owner(settings.name, catalog_id),
-        max_suspend_s=settings.max_suspend_s,
-    )
-    driver = LvmThick(settings, catalog_id, lvm, fronts, mapper, queue, effects)
-    try:
+    with wired(settings, around) as (lvm, fronts, queue):
+        driver = LvmThick(
+            settings, around.catalog_id, lvm, fronts, around.mapper, queue, around.effects
+        )
         await driver.open()
         async with driver.watching():
             yield driver
-    finally:
-        fronts.close()

@@ -6,24 +6,22 @@ One LVM process per change, none per read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 
 import structlog
 
 from blockd.domain.allocation import Allocation
-from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StartError, StorageError
 from blockd.domain.front import FrontSpec
 from blockd.domain.pool import PoolUse
-from blockd.host.command import Companion
 from blockd.storage.dm import DeviceMapper, Target
-from blockd.storage.fronts import Fronts, front_owner
+from blockd.storage.fronts import Fronts
 from blockd.storage.instant import InstantDisks
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
-from blockd.storage.lvm_disks import ClassSettings, LvmDisks
+from blockd.storage.lvm_disks import ClassSettings, LvmDisks, Surroundings, wired
 from blockd.storage.pool_status import PoolStatus, parse_pool_status
 from blockd.storage.thin_collision import ThinCollision
 from blockd.storage.thin_reading import ThinReading
@@ -242,45 +240,14 @@ class LvmThin(InstantDisks, LvmDisks):
 
 
 @asynccontextmanager
-async def open_lvm_thin(
-    settings: ThinSettings,
-    catalog_id: str,
-    mapper: DeviceMapper,
-    watchdog: Companion,
-    effects: SideEffects,
-    waited: Callable[[float], None],
-    find_disks: Callable[[], Awaitable[None]],
-) -> AsyncIterator[LvmThin]:
-    """The driver. The caller has locked its volume group, and no LVM command works in it.
-
-    Args:
-        waited: is told how long each turn was waited for.
-        find_disks: writes our LVM configuration anew, when disks were added behind our back.
+async def open_lvm_thin(settings: ThinSettings, around: Surroundings) -> AsyncIterator[LvmThin]:
+    """The driver.
 
     Raises:
         StartError: something is missing, or not fit.
     """
-    queue = VgQueue(waited)
-    lvm = LvmCommands(
-        settings.vg,
-        settings.system_dir,
-        queue,
-        effects,
-        udev=settings.udev,
-        timeout_s=settings.command_timeout_s,
-        find_disks=find_disks,
-    )
-    fronts = Fronts(
-        mapper,
-        watchdog,
-        effects,
-        owner=front_owner(settings.name, catalog_id),
-        max_suspend_s=settings.max_suspend_s,
-    )
-    driver = LvmThin(settings, catalog_id, lvm, fronts, mapper, queue)
-    try:
-        await driver.open()
-        yield driver
-    finally:
-        driver.close()
-        fronts.close()
+    with wired(settings, around) as (lvm, fronts, queue):
+        driver = LvmThin(settings, around.catalog_id, lvm, fronts, around.mapper, queue)
+        with closing(driver):
+            await driver.open()
+            yield driver

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from blockd.storage import front_watchdog
 from blockd.storage.dm import open_device_mapper
 from blockd.storage.lvm_commands import LvmCommands
 from blockd.storage.lvm_config import write_lvm_config
+from blockd.storage.lvm_disks import Surroundings
 from blockd.storage.lvm_thick import ThickSettings, open_lvm_thick
 from blockd.storage.lvm_thin import ThinSettings, open_lvm_thin
 from blockd.storage.make_pool import make_group, make_pool
@@ -32,6 +33,22 @@ SYSTEM_DIR, THICK_DIR = Path("/run/blockd-contract/lvm"), Path("/run/blockd-cont
 
 async def _no_search() -> None:
     """The disk stays what it is."""
+
+
+@asynccontextmanager
+async def surroundings(effects: SideEffects) -> AsyncIterator[Surroundings]:
+    """What a driver has around it in the daemon."""
+    watchdog = companion([sys.executable, "-I", "-S", front_watchdog.__file__])
+    with open_device_mapper(effects) as mapper:
+        async with watchdog as process:
+            yield Surroundings(
+                catalog_id="contract",
+                mapper=mapper,
+                watchdog=process,
+                effects=effects,
+                waited=lambda _: None,
+                find_disks=_no_search,
+            )
 
 
 @asynccontextmanager
@@ -54,16 +71,7 @@ async def open_thin(disk: Path) -> AsyncIterator[ThinStorage]:
         command_timeout_s=60,
         max_suspend_s=10,
     )
-    async with AsyncExitStack() as stack:
-        mapper = stack.enter_context(open_device_mapper(effects))
-        watchdog = await stack.enter_async_context(
-            companion([sys.executable, "-I", "-S", front_watchdog.__file__])
-        )
-        driver = await stack.enter_async_context(
-            open_lvm_thin(
-                settings, "contract", mapper, watchdog, effects, lambda _: None, _no_search
-            )
-        )
+    async with surroundings(effects) as around, open_lvm_thin(settings, around) as driver:
         await driver.start([])
         storage = ThinStorage(driver, VG, POOL, run_lvm)
         await storage.clean()
@@ -97,16 +105,7 @@ async def open_thick(
         "max_snapshots": 16,
     }
     settings = ThickSettings(**common | changes)
-    async with AsyncExitStack() as stack:
-        mapper = stack.enter_context(open_device_mapper(effects))
-        watchdog = await stack.enter_async_context(
-            companion([sys.executable, "-I", "-S", front_watchdog.__file__])
-        )
-        driver = await stack.enter_async_context(
-            open_lvm_thick(
-                settings, "contract", mapper, watchdog, effects, lambda _: None, _no_search
-            )
-        )
+    async with surroundings(effects) as around, open_lvm_thick(settings, around) as driver:
         await driver.start([], hidden)
         storage = ThickStorage(driver, THICK_VG, partial(run_lvm, system_dir=THICK_DIR))
         if is_fresh:
