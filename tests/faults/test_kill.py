@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.lab_drivers import THICK_DISK
 from tests.faults import chain
 from tests.faults.scenarios import SCENARIOS
 from tests.support.daemon import Place
@@ -18,48 +17,32 @@ pytestmark = pytest.mark.kernel
 
 #: Those that storage carries out otherwise than in a thin class.
 THICK_VERBS = ("create", "clone", "snapshot", "resize", "revert", "erase", "erase snapshot")
+CASES = [
+    *(pytest.param("thin", verb, id=verb) for verb in SCENARIOS),
+    *(
+        pytest.param("thick", verb, id=f"thick {verb}", marks=pytest.mark.full)
+        for verb in THICK_VERBS
+    ),
+]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """One volume group for all verbs."""
+def place(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    """One volume group for all verbs of a kind of class, which is the parameter."""
     if not Path("/dev/ubdb").is_block_device():
         pytest.skip("no /dev/ubdb: run inside scripts/lab with two disks")
     with object_store(tmp_path_factory.mktemp("store")) as server:
-        made = dataclasses.replace(
-            Place.fresh(tmp_path_factory.mktemp("kill")), object_storage=server
+        made = Place.fresh(
+            tmp_path_factory.mktemp("kill"), kind=request.param, object_storage=server
         )
         chain.make_foreign(made)
         yield made
         made.remove_vg()
 
 
-@pytest.fixture(scope="module")
-def thick_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """A volume group of thick volumes for all verbs."""
-    if not THICK_DISK.is_block_device():
-        pytest.skip(f"no {THICK_DISK}: run inside scripts/lab with three disks")
-    made = Place.fresh(tmp_path_factory.mktemp("thick"), kind="thick", disk=THICK_DISK)
-    chain.make_foreign(made)
-    yield made
-    made.remove_vg()
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("verb", [pytest.param(verb, id=f"thick {verb}") for verb in THICK_VERBS])
-def test_daemon_of_a_thick_class_killed_at_each_side_effect_leaves_all_in_agreement(
-    thick_place: Place, verb: str
-) -> None:
-    scenario = SCENARIOS[verb]()
-    place = dataclasses.replace(thick_place, trash_keep=scenario.trash_keep)
-    events = chain.record(place, scenario)
-    for at in chain.fatal_points(events):
-        print(f"{verb}: dies {events[at]}", flush=True)
-        chain.crash(place, scenario, at, "kill")
-    chain.end(place)
-
-
-@pytest.mark.parametrize("verb", SCENARIOS)
+@pytest.mark.parametrize(("place", "verb"), CASES, indirect=["place"])
 def test_daemon_killed_at_each_side_effect_leaves_catalog_and_vg_in_agreement(
     place: Place, verb: str
 ) -> None:
