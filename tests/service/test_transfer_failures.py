@@ -44,7 +44,7 @@ async def expect_nothing_left(rig: TransferRig, snapshot: Snapshot) -> None:
 def quick_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that hangs is noticed within a moment."""
     for name in ("_SILENCE_S", "_ANSWER_S"):
-        monkeypatch.setattr(s3_requests, name, 0.5)
+        monkeypatch.setattr(s3_requests, name, 2.0)
 
 
 FAULTS = {
