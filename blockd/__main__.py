@@ -65,6 +65,28 @@ def make_pool(
     typer.echo(asyncio.run(make_pools(read_config(config), storage_class, devices or [])))
 
 
+@app.command("recover-catalog")
+def recover_catalog(
+    config: Annotated[Path, _CONFIG_OPTION] = _DEFAULT_CONFIG,
+    catalog: Annotated[
+        str | None, typer.Option("--catalog", help="The id of one of several catalogs.")
+    ] = None,
+    from_volumes: Annotated[
+        bool,
+        typer.Option("--from-volumes", help="Without a copy: of the LVs alone, with new names."),
+    ] = False,
+    new: Annotated[
+        bool, typer.Option("--new", help="An empty one; LVs of others stay, and are not served.")
+    ] = False,
+) -> None:
+    """Bring back a lost catalog where a start is refused; the next start does the rest."""
+    from blockd.daemon import recover_catalog as recover  # noqa: PLC0415
+
+    checked = read_config(config)
+    recovering = recover(checked, catalog, from_volumes=from_volumes, begin_anew=new)
+    typer.echo(asyncio.run(recovering))
+
+
 def main() -> None:
     """The entry point: what cannot start says so in one line and ends with status 2."""
     try:

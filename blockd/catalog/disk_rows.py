@@ -127,5 +127,10 @@ class DiskRows:
         sql = "SELECT id FROM jobs WHERE volume_id = ? AND phase <> '' AND kind = ?"
         return bool(self._texts(sql, [volume_id, JobKind.REVERT]))
 
+    def named(self) -> set[str]:
+        """Every disk that a row names, of whatever status."""
+        tables = ("volumes", "snapshots", "kept_origins")
+        return {disk for table in tables for disk in self._texts(f"SELECT disk FROM {table}", [])}
+
     def _texts(self, sql: str, args: Sequence[object]) -> list[str]:
         return [str(text) for (text,) in self._sql.execute(sql, args)]

@@ -80,6 +80,10 @@ class Transaction(MetaRows):
             )
         )
 
+    def volumes_of(self, storage_class: str) -> list[Volume]:
+        """All of a class, whatever their status."""
+        return list(self._volumes("WHERE storage_class = ? ORDER BY id", [storage_class]))
+
     def provisioned_bytes(self, storage_class: str) -> int:
         """The sum of all volumes' sizes, as they are promised to users.
 
@@ -132,6 +136,10 @@ class Transaction(MetaRows):
         """Forget the row."""
         self._sql.execute("DELETE FROM snapshots WHERE id = ?", [snapshot_id])
         self.trash.forget(snapshot_id)
+
+    def snapshots_of(self, storage_class: str) -> list[Snapshot]:
+        """All of a class, whatever their status."""
+        return list(self._snapshots("WHERE s.storage_class = ? ORDER BY s.id", [storage_class]))
 
     def page_of_snapshots(self, wanted: SnapshotFilter, page: Page) -> tuple[list[Snapshot], int]:
         """One page, and the number of matches on all pages."""

@@ -16,6 +16,8 @@ from blockd.api.tokens import read_tokens
 from blockd.catalog import open_catalog
 from blockd.config import Config
 from blockd.daemon.classes import make_pools, open_classes
+from blockd.daemon.groups import open_groups
+from blockd.daemon.lost_catalog import recover_catalog, secure_catalog
 from blockd.daemon.verbs import open_images, open_service
 from blockd.domain.effects import SideEffects
 from blockd.host.group import Group
@@ -43,8 +45,10 @@ async def run(config: Config, listener: SideEffects | None = None) -> None:
     effects = CountedEffects(metrics, listener or SideEffects())
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
+        groups = await enter(open_groups(config, effects))
+        await secure_catalog(config, groups)
         catalog = await enter(open_catalog(config.catalog.path, effects))
-        classes = await enter(open_classes(config, catalog, effects, metrics))
+        classes = await enter(open_classes(config, catalog, groups, effects, metrics))
         copies = await enter(CatalogCopies(catalog, classes, effects))
         images = await enter(open_images(config, effects))
         service = await enter(
@@ -88,4 +92,11 @@ async def _serve(
         yield
 
 
-__all__ = ["make_pools", "open_classes", "open_images", "open_service", "run"]
+__all__ = [
+    "make_pools",
+    "open_classes",
+    "open_images",
+    "open_service",
+    "recover_catalog",
+    "run",
+]

@@ -21,6 +21,7 @@ from blockd.service.jobs import Jobs
 from blockd.service.losses import Losses
 from blockd.service.operations import Operations
 from blockd.service.ports import Images
+from blockd.service.restoring import settle_restored
 from blockd.service.snapshots import Snapshots
 from blockd.service.steady_clock import SteadyClock
 from blockd.service.transfers import Transfers
@@ -91,6 +92,7 @@ async def open_service(
         host.default_project_id,
         frozenset({host.default_project_id, *(project.id for project in host.projects)}),
     )
+    restored = await settle_restored(catalog, classes, host.default_project_id)
     upkeep = Upkeep(catalog, classes)
     await upkeep.start()
     stop_s = config.daemon.stop_timeout
@@ -118,7 +120,9 @@ async def open_service(
                 yield Service(
                     volumes=Volumes(catalog, classes, operations, trash, tenancy, jobs),
                     snapshots=Snapshots(catalog, classes, operations, trash, tenancy),
-                    host=Host(tenancy, catalog, classes, operations, jobs, upkeep, copies),
+                    host=Host(
+                        tenancy, catalog, classes, operations, jobs, upkeep, copies, restored
+                    ),
                     answers=Answers(catalog),
                     transfers=Transfers(
                         catalog,

@@ -51,6 +51,7 @@ VOLUME_MOVES: Final[Mapping[tuple[Status, Event], Status]] = {
     (AVAILABLE, Event.CHANGE): UPDATING,
     (UPDATING, Event.CHANGED): AVAILABLE,
     (UPDATING, Event.FAILED): AVAILABLE,  # the volume itself is whole: old size, old content
+    (AVAILABLE, Event.LOST): ERROR,  # its disk is gone, as a catalog that was restored finds
     (AVAILABLE, Event.DELETE): DELETED,
     (ERROR, Event.DELETE): DELETED,
     (DELETED, Event.UNDELETE): AVAILABLE,

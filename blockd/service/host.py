@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from blockd import __version__
@@ -75,11 +75,17 @@ class Host:
         jobs: Jobs,
         upkeep: Upkeep,
         copies: Callable[[], list[CopyState]] = list,
+        restored: Sequence[str] = (),
     ) -> None:
-        """`copies`: how the copies of the catalog are."""
+        """Who asks, and whom to ask.
+
+        Args:
+            copies: how the copies of the catalog are.
+            restored: what there is to know since this start restored the catalog, a line each.
+        """
         self._catalog = catalog
         self._classes, self._operations, self._jobs = classes, operations, jobs
-        self._upkeep, self._copies = upkeep, copies
+        self._upkeep, self._copies, self._restored = upkeep, copies, tuple(restored)
         self.zone = tenancy.zone
         self.organization_id = tenancy.organization_id
         self.default_project_id = tenancy.default_project_id
@@ -95,7 +101,11 @@ class Host:
     async def health(self) -> Health:
         """What there is to know at a glance; never fails."""
         pools, problems = [], [] if self._catalog.trouble is None else [self._catalog.trouble]
-        problems += [*self._operations.problems.values(), *self._jobs.problems.values()]
+        problems += [
+            *self._restored,
+            *self._operations.problems.values(),
+            *self._jobs.problems.values(),
+        ]
         for storage_class in self._classes:
             problems += self._upkeep.problems.get(storage_class.name, ())
             problems += storage_class.driver.problems()

@@ -188,13 +188,15 @@ class Steps:
         if intent.phase == PREPARE:
             await driver.clone(new_disk, intent.text("from_disk"), volume.size_bytes)
             intent = await self._advance(intent, SWAP)
+            # From the swap on its user may write to the new disk: no copy may take it for unused.
+            await self._catalog.copied()
         if intent.phase == SWAP:
             try:
                 await driver.swap(FrontSpec(volume.id, new_disk, volume.size_bytes))
             except InUse as err:
                 raise StorageError(str(err)) from err
             intent = await self._advance(
-                intent, SETTLE, lambda tx: _exchange(tx, intent, volume.id, new_disk)
+                intent, SETTLE, lambda tx: exchange(tx, intent, volume.id, new_disk)
             )
         if keep_id is None:
             await driver.erase([old_disk])
@@ -297,7 +299,7 @@ def _erasures(tx: Transaction, intent: Intent) -> tuple[list[Intent], set[str]]:
     return batch, tx.disks.to_keep([disk for one in batch for disk in one.texts("disks")])
 
 
-def _exchange(tx: Transaction, intent: Intent, volume_id: str, new_disk: str) -> None:
+def exchange(tx: Transaction, intent: Intent, volume_id: str, new_disk: str) -> None:
     """The volume's bytes are on the new disk now; the former one becomes a snapshot's."""
     volume = tx.volume(volume_id)
     if volume is None:

@@ -42,6 +42,15 @@ class ThickSteps:
     async def create(self, job: Job, progress: Progress) -> None:
         """A volume of zeros, or a copy of a snapshot; its front comes up when it is whole."""
         volume, source = await self._catalog.read(lambda tx: _rows(tx, job))
+        driver = self._classes[volume.storage_class].driver
+        if job.phase is Phase.BEGUN:
+            await self._make(volume, source, progress)
+            job = await self._advance(job, Phase.SHOWING)
+        async with driver.turn():
+            await driver.connect(front_of(volume))
+            await self._end_well(job, "volume created", Event.CREATED, progress)
+
+    async def _make(self, volume: Volume, source: Snapshot | None, progress: Progress) -> None:
         storage_class = self._classes[volume.storage_class]
         driver = storage_class.driver
         try:
@@ -62,9 +71,6 @@ class ThickSteps:
             source_bytes=0 if source is None else source.size_bytes,
             progress=progress,
         )
-        async with driver.turn():
-            await driver.connect(front_of(volume))
-            await self._end_well(job, "volume created", Event.CREATED, progress)
 
     async def grow(self, job: Job, progress: Progress) -> None:
         """A larger disk, zeros in its new part, and then a larger front."""
@@ -140,7 +146,11 @@ class ThickSteps:
                 job = await self._advance(job, Phase.SHOWING)
             await driver.connect(front_of(volume))
             await self._end_well(
-                job, "volume reverted", Event.CHANGED, progress, also=_made_available(_keep_id(job))
+                job,
+                "volume reverted",
+                Event.CHANGED,
+                progress,
+                also=_made_available(keep_id_of(job)),
             )
 
     async def _make_ready(
@@ -150,7 +160,7 @@ class ThickSteps:
             await driver.disconnect(volume.id)
         except InUse as err:
             raise StorageError(str(err)) from err
-        keep_id = _keep_id(job)
+        keep_id = keep_id_of(job)
         if keep_id is not None:
             await driver.snapshot(disk_name(keep_id), volume.disk, None)
         await driver.reserve_for_revert(volume.disk, snapshot.disk)
@@ -185,7 +195,11 @@ class ThickSteps:
                 also(tx)
             return row
 
-        return await self._catalog.write(f"{job.kind} {phase}", advance)
+        job = await self._catalog.write(f"{job.kind} {phase}", advance)
+        if phase in (Phase.MERGING, Phase.SHOWING):
+            # What comes now cannot be done twice: a copy that does not know it would do it again.
+            await self._catalog.copied()
+        return job
 
     # the end
 
@@ -225,7 +239,8 @@ class ThickSteps:
         if volume is None:
             return await self._catalog.write("job failed", _failed(job, failure, progress))
         storage_class = self._classes[volume.storage_class]
-        if job.phase is not Phase.BEGUN:
+        # What is new as a whole can be given up to the last: nobody was told that it is there.
+        if job.phase is not Phase.BEGUN and job.kind not in (JobKind.CREATE, JobKind.CLONE):
             raise failure or StorageError(f"volume {volume.id}: {job.kind} is {job.phase}")
         if job.kind is not JobKind.REVERT or volume.status is not UPDATING:
             return await self._catalog.write("job failed", _failed(job, failure, progress))
@@ -264,7 +279,7 @@ def _failed(
         tx.put_volume(replace(volume, status=status, error=error, updated_at=now_timestamp()))
         if volume.status is CREATING:
             return [add_erase(tx, volume.storage_class, [volume.disk], [volume.id])]
-        keep_id = _keep_id(job)
+        keep_id = keep_id_of(job)
         if keep_id is not None:
             return [add_erase(tx, volume.storage_class, [disk_name(keep_id)], [])]
         return []
@@ -275,14 +290,15 @@ def _failed(
 # the snapshot of what a volume held before it is reverted
 
 
-def _keep_id(job: Job) -> str | None:
+def keep_id_of(job: Job) -> str | None:
+    """The id of the snapshot that a revert keeps, if it keeps one."""
     keep_id = job.args.get("keep_id")
     return None if keep_id is None else str(keep_id)
 
 
 def _keeping(job: Job, volume: Volume) -> Callable[[Transaction], None]:
     def keep(tx: Transaction) -> None:
-        keep_id = _keep_id(job)
+        keep_id = keep_id_of(job)
         if keep_id is None:
             return
         now = now_timestamp()
@@ -310,7 +326,7 @@ def _keeping(job: Job, volume: Volume) -> Callable[[Transaction], None]:
 
 def _not_keeping(job: Job) -> Callable[[Transaction], None]:
     def forget(tx: Transaction) -> None:
-        keep_id = _keep_id(job)
+        keep_id = keep_id_of(job)
         if keep_id is not None:
             tx.remove_snapshot(keep_id)
 

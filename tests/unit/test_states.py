@@ -35,6 +35,7 @@ EXPECTED = {
         (S.AVAILABLE, E.CHANGE): S.UPDATING,
         (S.UPDATING, E.CHANGED): S.AVAILABLE,
         (S.UPDATING, E.FAILED): S.AVAILABLE,
+        (S.AVAILABLE, E.LOST): S.ERROR,
     },
     "snapshot": {
         **SHARED,

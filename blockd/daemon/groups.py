@@ -1,0 +1,119 @@
+"""The volume groups of the configuration: locked, and with LVM's configuration for them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+from blockd.config import Config
+from blockd.domain.effects import SideEffects
+from blockd.domain.errors import StartError
+from blockd.host.command import wait_for_survivors
+from blockd.host.vg_lock import vg_lock
+from blockd.storage.dm import DeviceMapper, open_device_mapper
+from blockd.storage.fronts import front_owner, resume_fronts
+from blockd.storage.lvm_commands import LvmCommands, vg_marker
+from blockd.storage.lvm_config import write_lvm_config
+from blockd.storage.lvm_devices import candidate_devices
+from blockd.storage.vg_queue import VgQueue
+
+
+class Groups:
+    """What a start does to the volume groups before it knows the catalog, or its classes."""
+
+    def __init__(self, config: Config, mapper: DeviceMapper, effects: SideEffects) -> None:
+        self._config, self._effects = config, effects
+        self.mapper = mapper
+        self.udev = udev_runs(config)
+
+    def resume(self, catalog_id: str) -> None:
+        """First of all: resume what a crash left suspended."""
+        for name in self._config.classes:
+            resume_fronts(self.mapper, front_owner(name, catalog_id), self._effects)
+
+    async def calm(self) -> None:
+        """Wait until no LVM command of an earlier daemon runs, and write our `lvm.conf`.
+
+        Raises:
+            StartError: one does not end, or no disk holds a volume group.
+        """
+        for section in self._config.classes.values():
+            await wait_for_survivors(vg_marker(section.vg), self._config.lvm.command_timeout)
+        await self.limit_lvm()
+
+    async def limit_lvm(self) -> None:
+        """See `_limit_lvm`."""
+        await _limit_lvm(self._config, self.udev)
+
+    def lvm(self, vg: str) -> LvmCommands:
+        """LVM on one of them, before there is a queue for it."""
+        return LvmCommands(
+            vg,
+            self._config.lvm.system_dir,
+            VgQueue(lambda _: None),
+            self._effects,
+            udev=self.udev,
+            timeout_s=self._config.lvm.command_timeout,
+        )
+
+
+@asynccontextmanager
+async def open_groups(config: Config, effects: SideEffects) -> AsyncIterator[Groups]:
+    """The volume groups, locked against other daemons for the length of the block.
+
+    Raises:
+        StartError: one is served by another blockd, or there is no device-mapper.
+    """
+    with ExitStack() as stack:
+        for section in config.classes.values():
+            stack.enter_context(vg_lock(section.vg))
+        yield Groups(config, stack.enter_context(open_device_mapper(effects)), effects)
+
+
+async def _limit_lvm(config: Config, udev: bool) -> None:
+    """Our `lvm.conf`, in which LVM opens the disks of our volume groups and nothing else.
+
+    Without `[lvm] devices` LVM is asked which these are, with all devices allowed but fronts and
+    LVs; that is done at start, and again when a disk seems to be missing.
+    """
+    devices, vgs = list(config.lvm.devices), {section.vg for section in config.classes.values()}
+    if not devices:
+        with lvm_over(config, min(vgs), candidate_devices(), udev) as lvm:
+            devices = [volume.device for volume in await lvm.pvs() if volume.vg in vgs]
+    if not devices:
+        raise StartError(
+            f"no disk holds volume group {' or '.join(sorted(vgs))}: "
+            "`blockd make-pool DEVICE` makes volume group and pool"
+        )
+    _write_lvm_config(config, config.lvm.system_dir, devices, udev)
+
+
+def _write_lvm_config(config: Config, folder: Path, devices: Sequence[str], udev: bool) -> None:
+    write_lvm_config(folder, devices, udev=udev, reserved_memory_kib=config.lvm.reserved_memory_kib)
+
+
+@contextmanager
+def lvm_over(config: Config, vg: str, devices: Sequence[str], udev: bool) -> Iterator[LvmCommands]:
+    """LVM over other devices than the daemon's, in a configuration of its own."""
+    beside = config.lvm.system_dir.parent
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="lvm-", dir=beside) as name:
+        folder = Path(name)
+        _write_lvm_config(config, folder, devices, udev)
+        yield LvmCommands(
+            vg,
+            folder,
+            VgQueue(lambda _: None),
+            SideEffects(),
+            udev=udev,
+            timeout_s=config.lvm.command_timeout,
+        )
+
+
+def udev_runs(config: Config) -> bool:
+    """Whether udevd makes device nodes, and LVM waits for it."""
+    if config.lvm.udev == "auto":
+        return Path("/run/udev/control").exists()
+    return config.lvm.udev == "yes"
