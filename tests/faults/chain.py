@@ -16,9 +16,15 @@ from pathlib import Path
 from tests.faults.scenarios import SCENARIOS, Scenario, clear
 from tests.support.agreement import expect_agreement, foreign_lvs
 from tests.support.client import Api
+from tests.support.crash_daemon import Death
 from tests.support.daemon import VG, Daemon, Place
 
 EVENT_WORDS = ("before ", "started ", "after ")
+#: Side effects of which a power cut leaves nothing.
+_FORGOTTEN = (
+    *("dm create", "dm load", "dm clear", "dm resume", "dm remove", "link "),
+    *("lvm lvs", "lvm vgs", "lvm pvs"),
+)
 FOREIGN = ("alien", "blockd-00000000-0000-4000-8000-000000000000")
 
 
@@ -41,10 +47,10 @@ def record(place: Place, scenario: Scenario) -> list[str]:
     events = place.state / "events"
     events.unlink(missing_ok=True)
     _last(place).unlink(missing_ok=True)
-    with Daemon(place, ["--record", str(events)]) as daemon:
+    with Daemon(place, Death(record=events)) as daemon:
         clear(daemon.api)
         facts = scenario.prepare(daemon.api)
-        daemon.api.idle()
+        _settle(daemon.api, scenario)
         daemon.arm()
         answers: list[bool] = []
         scenario.act(daemon.api, facts, lambda: answers.append(True))
@@ -52,17 +58,23 @@ def record(place: Place, scenario: Scenario) -> list[str]:
         daemon.api.idle()
         recorded = events.read_text().splitlines()
         _look(place, daemon, scenario, facts, answered=True)
+        _expect_nothing_left(place, scenario, daemon)
     assert recorded, "the verb announced no side effect"
     return recorded
 
 
-def fatal_points(events: list[str]) -> list[int]:
+def fatal_points(events: list[str], how: str) -> list[int]:
     """The events worth dying at.
 
-    `after` one side effect and `before` the next are the same state of the world, except after a
-    commit, when the answer may have gone out, and at the very end.
+    `kill`: `after` one side effect and `before` the next are the same state of the world, except
+    after a commit, when the answer may have gone out, and at the very end.
+
+    `power`: what the kernel holds goes, too, so that what changes nothing on a disk makes no other
+    state; of those at which the same is on the disks the last one, as most was promised by then.
     """
     last = len(events) - 1
+    if how == "power":
+        return [n for n in range(last) if _is_lasting(events[n + 1])] + [last]
     return [
         number
         for number, event in enumerate(events)
@@ -70,29 +82,40 @@ def fatal_points(events: list[str]) -> list[int]:
     ]
 
 
+def _is_lasting(event: str) -> bool:
+    """Whether this event is the first at which something else is on a disk.
+
+    A suspended device has written out what was on its way to it.
+    """
+    when, _, what = event.partition(" ")
+    return when != "before" and not what.startswith(_FORGOTTEN)
+
+
 def crash(place: Place, scenario: Scenario, at: int, how: str) -> None:
     """One link: check what the last crash left, then do the verb and die at event `at`."""
-    with Daemon(place, ["--at", str(at), "--how", how]) as daemon:
+    with Daemon(place, Death(at=at, how=how)) as daemon:
         check_last(place, daemon)
         facts = scenario.prepare(daemon.api)
-        daemon.api.idle()
-        _write(_last(place), {"scenario": scenario.name, "at": at, "how": how, "facts": facts})
-        answered = place.state / "answered"
-        answered.unlink(missing_ok=True)
-
-        def note_answer() -> None:
-            answered.touch()
-            os.sync()
-
+        _settle(daemon.api, scenario)
+        last = {"scenario": scenario.name, "at": at, "how": how, "facts": facts, "answered": False}
+        _note(place, last)
         daemon.arm()
-        scenario.act(daemon.api, facts, note_answer)
+        scenario.act(daemon.api, facts, lambda: _note(place, last | {"answered": True}))
         assert daemon.ended() == -signal.SIGKILL, "the daemon did not die at this point"
 
 
-def end(place: Place) -> None:
+def end(place: Place, scenario: Scenario) -> None:
     """The last link: only the check."""
     with Daemon(place) as daemon:
         check_last(place, daemon)
+        _expect_nothing_left(place, scenario, daemon)
+
+
+def _expect_nothing_left(place: Place, scenario: Scenario, daemon: Daemon) -> None:
+    """All is erased that was made, and nothing of anybody else's."""
+    _settle(daemon.api, scenario)
+    expect_agreement(place)
+    assert {name.split("/")[0] for name in foreign_lvs(place)} == set(FOREIGN)
 
 
 def check_last(place: Place, daemon: Daemon) -> None:
@@ -101,13 +124,12 @@ def check_last(place: Place, daemon: Daemon) -> None:
     if not _last(place).exists():
         return
     last = json.loads(_last(place).read_text())
-    answered = (place.state / "answered").exists()
     scenario = SCENARIOS[last["scenario"]]()
     try:
-        _look(place, daemon, scenario, last["facts"], answered=answered)
+        _look(place, daemon, scenario, last["facts"], answered=last["answered"])
     except BaseException as error:
         log = daemon.log.read_text()[-4000:]
-        error.add_note(f"after {last}, answered: {answered}; the daemon's log:\n{log}")
+        error.add_note(f"after {last}; the daemon's log:\n{log}")
         raise
     _last(place).unlink()
 
@@ -115,12 +137,11 @@ def check_last(place: Place, daemon: Daemon) -> None:
 def _look(
     place: Place, daemon: Daemon, scenario: Scenario, facts: dict[str, str], *, answered: bool
 ) -> None:
+    """What is cleared away here and not erased yet is seen to be gone in the next link."""
     _settle(daemon.api, scenario)
     expect_agreement(place)
     scenario.check(daemon.api, facts, answered)
     clear(daemon.api)
-    expect_agreement(place)
-    assert {name.split("/")[0] for name in foreign_lvs(place)} == set(FOREIGN)
 
 
 def _settle(api: Api, scenario: Scenario) -> None:
@@ -137,10 +158,15 @@ def _settle(api: Api, scenario: Scenario) -> None:
 
 
 def _last(place: Place) -> Path:
-    return place.state / "last-crash.json"
+    return (place.notes or place.state) / "last-crash.json"
 
 
-def _write(path: Path, value: object) -> None:
-    """Durably: the plug is pulled soon."""
-    path.write_text(json.dumps(value), "utf-8")
-    os.sync()
+def _note(place: Place, value: object) -> None:
+    """Durably, and whole or not at all: the plug is pulled soon."""
+    path = _last(place)
+    fresh = path.with_suffix(".new")
+    with fresh.open("w", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)

@@ -1,20 +1,23 @@
 """What runs in the guest between two power cuts.
 
-    python -m tests.faults.power_guest KIND VERB record|end|N
+    python -m tests.faults.power_guest NOTES KIND VERB record|end|N
 
 `record` makes the volume group and records the side effects of VERB in a class of KIND; a number
 checks what the last cut left, does VERB again, and cuts the power at that event; `end` only checks.
+NOTES is a folder of the host's, which no power cut reaches.
 """
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import sys
 from pathlib import Path
 
 from tests.faults import chain
 from tests.faults.scenarios import SCENARIOS, Scenario
 from tests.support.daemon import Place
-from tests.support.object_store import Server, object_store
+from tests.support.object_store import object_store
 
 #: An ext4 on a disk of its own: what the daemon did not sync is lost, as on a real host.
 STATE_DISK, STATE = Path("/dev/ubdb"), Path("/var/lib/blockd-faults")
@@ -23,31 +26,34 @@ RUN = Path("/run/blockd-faults")
 
 def main() -> None:
     """One link of the chain."""
-    kind, verb, step = sys.argv[1:]
+    notes, kind, verb, step = sys.argv[1:]
+    multiprocessing.set_start_method("fork")  # there is one daemon to start, and no thread yet
     scenario = SCENARIOS[verb]()
     RUN.mkdir()
     STATE.mkdir(parents=True, exist_ok=True)
     chain.mount_state(STATE_DISK, STATE, make=step == "record")
-    # Objects survive the cut, uploads do not: MinIO, too, forgets them when it starts again.
-    with object_store(STATE) as server:
-        _link(kind, scenario, step, server)
+    with contextlib.ExitStack() as stack:
+        # Objects survive the cut, uploads do not: MinIO, too, forgets them when it starts again.
+        server = stack.enter_context(object_store(STATE)) if scenario.needs_objects else None
+        place = Place(
+            state=STATE,
+            run=RUN,
+            notes=Path(notes),
+            disk=Path("/dev/ubda"),
+            kind=kind,
+            trash_keep=scenario.trash_keep,
+            object_storage=server,
+        )
+        _link(place, scenario, step)
 
 
-def _link(kind: str, scenario: Scenario, step: str, server: Server) -> None:
-    place = Place(
-        state=STATE,
-        run=RUN,
-        disk=Path("/dev/ubda"),
-        kind=kind,
-        trash_keep=scenario.trash_keep,
-        object_storage=server,
-    )
+def _link(place: Place, scenario: Scenario, step: str) -> None:
     if step == "record":
         place.make_pool()
         chain.make_foreign(place)
         print(*chain.record(place, scenario), sep="\n")
     elif step == "end":
-        chain.end(place)
+        chain.end(place, scenario)
     else:
         chain.crash(place, scenario, int(step), "power")
 

@@ -49,9 +49,9 @@ def test_daemon_killed_at_each_side_effect_leaves_catalog_and_vg_in_agreement(
     scenario = SCENARIOS[verb]()
     place = dataclasses.replace(place, trash_keep=scenario.trash_keep)
     events = chain.record(place, scenario)
-    for at in chain.fatal_points(events):
+    for at in chain.fatal_points(events, "kill"):
         print(f"{verb}: dies {events[at]}", flush=True)
         chain.crash(place, scenario, at, "kill")
-    chain.end(place)
+    chain.end(place, scenario)
     assert place.object_storage is not None
     assert place.object_storage.uploads() == []

@@ -33,7 +33,7 @@ def test_power_cut_at_each_side_effect_leaves_catalog_and_vg_in_agreement(
 ) -> None:
     recorded = _boot(tmp_path, kind, verb, "record", expect=0)
     events = [line for line in recorded.splitlines() if line.startswith(chain.EVENT_WORDS)]
-    points = chain.fatal_points(events)
+    points = chain.fatal_points(events, "power")
     assert points
     for at in points:
         print(f"{verb}: power cut {events[at]}", flush=True)
@@ -44,7 +44,7 @@ def test_power_cut_at_each_side_effect_leaves_catalog_and_vg_in_agreement(
 def _boot(disks: Path, kind: str, verb: str, step: str, expect: int) -> str:
     argv = [
         *(ROOT / "scripts/lab", "--disk", "2G", "--disk", "64M", "--disk-dir", disks, "--"),
-        *("python", "-m", "tests.faults.power_guest", kind, verb, step),
+        *("python", "-m", "tests.faults.power_guest", disks, kind, verb, step),
     ]
     done = subprocess.run(
         [str(arg) for arg in argv],

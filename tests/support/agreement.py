@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.daemon import VG, Place
@@ -38,12 +39,19 @@ def expect_agreement(place: Place) -> None:
     broken = {id_ for id_, _, _, status, error, _ in rows if error and status == "deleted"}
     wanted = {row[1] for row in rows if row[3] != "error" and row[0] not in broken}
     assert set(ours) == wanted | kept, "LVs of ours and rows of the catalog differ"
+    devices = _devices()
     if place.kind == "thick":
-        _expect_snapshots(ours, {disk: origins.get(disk) for disk in wanted})
+        _expect_snapshots(ours, {disk: origins.get(disk) for disk in wanted}, devices)
     else:
-        _expect_pool(lvs)
+        _expect_pool(lvs, devices)
 
-    fronts = _fronts(catalog_id, place.storage_class)
+    prefix = f"BLOCKD-{place.storage_class}-{catalog_id}-"
+    fronts = {
+        device.uuid.removeprefix(prefix): device
+        for device in devices.values()
+        if device.uuid.startswith(prefix)
+    }
+    names = {device.number: name for name, device in devices.items()}
     live = {
         id_: (disk, size)
         for id_, disk, size, status, _, is_volume in rows
@@ -51,28 +59,31 @@ def expect_agreement(place: Place) -> None:
     }
     assert set(fronts) == set(live), "fronts and live volumes differ"
     for volume_id, (disk, size_bytes) in live.items():
-        state, sectors, lower, minor = fronts[volume_id]
-        assert state == "ACTIVE", f"front of {volume_id} is {state}"
-        assert sectors * 512 == size_bytes
-        assert lower == f"{VG}-{disk.replace('-', '--')}"
+        front = fronts[volume_id]
+        assert front.state == "Active", f"front of {volume_id} is {front.state}"
+        _, length, kind, lower, _ = front.table.split()
+        assert (kind, int(length) * 512) == ("linear", size_bytes)
+        assert names[lower] == _device_name(disk)
+        minor = front.number.partition(":")[2]
         assert os.readlink(f"/dev/blockd/{volume_id}") == f"../dm-{minor}"
     links = {path.name for path in Path("/dev/blockd").glob("*")}
     assert links == set(live), "links and live volumes differ"
 
 
-def _expect_pool(lvs: list[dict[str, str]]) -> None:
+def _expect_pool(lvs: list[dict[str, str]], devices: dict[str, _Device]) -> None:
     """Of a thin class."""
     (pool,) = [lv for lv in lvs if lv["lv_name"] == "pool"]
-    table = subprocess.run(
-        ["/sbin/dmsetup", "status", f"{VG}-pool-tpool"], capture_output=True, text=True, check=True
-    )
-    status = table.stdout.split()
+    status = devices[f"{VG}-pool-tpool"].status.split()
     assert status[3] == pool["transaction_id"], "the kernel and LVM count differently"
     assert status[6] == "-", "a snapshot of the pool's metadata is reserved"
-    assert _active_snapshots() == [], "disks of snapshots are active"
+    sealed = [name for name, device in devices.items() if device.access == "Read-only"]
+    ours = [name for name in sealed if name.startswith(_device_name("blockd-"))]
+    assert ours == [], "disks of snapshots are active"
 
 
-def _expect_snapshots(ours: dict[str, dict[str, str]], origins: dict[str, str | None]) -> None:
+def _expect_snapshots(
+    ours: dict[str, dict[str, str]], origins: dict[str, str | None], devices: dict[str, _Device]
+) -> None:
     """Of a thick class: each lies over the origin that the catalog says, whole; none is merging."""
     for disk, origin in origins.items():
         lv = ours[disk]
@@ -80,23 +91,45 @@ def _expect_snapshots(ours: dict[str, dict[str, str]], origins: dict[str, str | 
         assert lv["lv_attr"][0] not in "SO", f"{disk} is being merged"
         if not origin:
             continue
-        name = f"{VG}-{disk.replace('-', '--')}"
-        status = subprocess.run(
-            ["/sbin/dmsetup", "status", name], capture_output=True, text=True, check=True
-        ).stdout.split()
-        assert status[2] == "snapshot"
-        assert "/" in status[3], f"{disk} is {status[3]}"
+        _, _, kind, use, *_ = devices[_device_name(disk)].status.split()
+        assert kind == "snapshot"
+        assert "/" in use, f"{disk} is {use}"
 
 
-def _active_snapshots() -> list[str]:
-    """Disks of ours that are read-only and active."""
-    done = subprocess.run(
-        ["/sbin/dmsetup", "info", "-c", "--noheadings", "-o", "name,readonly"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    prefix = f"{VG}-blockd--"
-    names = [line.split(":")[0] for line in done.stdout.splitlines() if "Read-only" in line]
-    return [name for name in names if name.startswith(prefix)]
+@dataclass
+class _Device:
+    """What dmsetup says of one; table and status are lines of words, without the name."""
+
+    uuid: str
+    state: str
+    access: str
+    number: str
+    table: str = ""
+    status: str = ""
+
+
+def _devices() -> dict[str, _Device]:
+    """All of device-mapper, by name."""
+    fields = "name,uuid,suspended,readonly,major,minor"
+    said = _dmsetup("info", "-c", "--noheadings", "--separator", "|", "-o", fields)
+    found = {}
+    for line in said:
+        name, uuid, state, access, major, minor = line.split("|")
+        found[name] = _Device(uuid, state, access, f"{major}:{minor}")
+    for what in ("table", "status"):
+        for line in _dmsetup(what):
+            name, _, rest = line.partition(": ")
+            setattr(found[name], what, rest)
+    return found
+
+
+def _dmsetup(*argv: str) -> list[str]:
+    done = subprocess.run(["/sbin/dmsetup", *argv], capture_output=True, text=True, check=True)
+    return [line for line in done.stdout.splitlines() if line != "No devices found"]
+
+
+def _device_name(disk: str) -> str:
+    return f"{VG}-{disk.replace('-', '--')}"
 
 
 def foreign_lvs(place: Place) -> dict[str, str]:
@@ -120,24 +153,3 @@ def _lvs(place: Place) -> list[dict[str, str]]:
     report = place.lvm("lvs", "--all", "--reportformat", "json", "-o", fields, VG)
     found: list[dict[str, str]] = json.loads(report)["report"][0]["lv"]
     return [{**lv, "lv_name": lv["lv_name"].strip("[]")} for lv in found]
-
-
-def _fronts(catalog_id: str, storage_class: str) -> dict[str, tuple[str, int, str, str]]:
-    """Of each front: its state, length in sectors, the device beneath, its minor."""
-    info = subprocess.run(
-        ["/sbin/dmsetup", "info", "-c", "--noheadings", "--separator", " ",
-         "-o", "name,uuid,suspended,major,minor"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    devices = [line.split() for line in info.splitlines() if len(line.split()) == 5]
-    names = {f"{major}:{minor}": name for name, _, _, major, minor in devices}
-    found = {}
-    for name, uuid, suspended, _, minor in devices:
-        prefix = f"BLOCKD-{storage_class}-{catalog_id}-"
-        if uuid.startswith(prefix):
-            table = subprocess.run(
-                ["/sbin/dmsetup", "table", name], capture_output=True, text=True, check=True
-            ).stdout.split()
-            state = "ACTIVE" if suspended == "Active" else suspended
-            found[uuid.removeprefix(prefix)] = (state, int(table[1]), names[table[3]], minor)
-    return found

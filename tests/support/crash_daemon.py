@@ -1,32 +1,46 @@
-"""The daemon, dying at a chosen side effect.
+"""What `tests.support.daemon` forks: the daemon, dying at a chosen side effect, and make-pool.
 
-    python -m tests.support.crash_daemon --config FILE [--record FILE] [--at N --how kill|power]
+Importing all of it is most of a start in the lab.
 
 Counting begins at SIGUSR1. Every side effect is two or three events: `before …`, for a process
-`started …`, and `after …`. They are written to `--record`, one a line; at event number N (from 0)
-the daemon is killed as by kill -9, or the whole guest as by pulling its plug.
+`started …`, and `after …`.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import signal
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 from blockd.config import read_config
-from blockd.daemon import run
+from blockd.daemon import make_pools, run
 from blockd.domain.effects import SideEffects
 from blockd.logs import set_up_logs
+
+
+@dataclass(frozen=True)
+class Death:
+    """When and how to die.
+
+    Attributes:
+        record: where each event is written, one a line.
+        at: the number of the event at which to die, from 0; None: not at all.
+        how: `kill` as by kill -9, or `power`: the whole guest, as by pulling its plug.
+    """
+
+    record: Path | None = None
+    at: int | None = None
+    how: str = "kill"
 
 
 class Crash(SideEffects):
     """Counts events in all threads, once armed."""
 
-    def __init__(self, at: int | None, how: str, record: Path | None) -> None:
-        self._at, self._how, self._record = at, how, record
+    def __init__(self, death: Death) -> None:
+        self._at, self._how, self._record = death.at, death.how, death.record
         self._armed, self._count, self._lock = False, 0, threading.Lock()
 
     def arm(self, armed: Path) -> None:
@@ -71,16 +85,14 @@ async def _main(config_path: Path, crash: Crash) -> None:
     await run(config, crash)
 
 
-def main() -> None:
-    """Run the daemon."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--record", type=Path)
-    parser.add_argument("--at", type=int)
-    parser.add_argument("--how", choices=("kill", "power"), default="kill")
-    options = parser.parse_args()
-    asyncio.run(_main(options.config, Crash(options.at, options.how, options.record)))
+def run_daemon(config: Path, log: Path, notify_socket: Path, death: Death) -> None:
+    """Serve; `log` gets what the daemon writes to standard error."""
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    os.environ["NOTIFY_SOCKET"] = str(notify_socket)
+    asyncio.run(_main(config, Crash(death)))
 
 
-if __name__ == "__main__":
-    main()
+def make_pool(config: Path) -> None:
+    """As `blockd make-pool`."""
+    asyncio.run(make_pools(read_config(config), None, []))

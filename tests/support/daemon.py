@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import select
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkContext, ForkServerContext
 from pathlib import Path
 from typing import Any
 
 from tests.support.client import ORGANIZATION, PROJECT, ZONE, Api
+from tests.support.crash_daemon import Death, make_pool, run_daemon
 from tests.support.object_store import Server
 
 VG = "faults"
@@ -27,6 +28,8 @@ class Place:
     Attributes:
         state: survives a power cut where that is tested: the catalog's folder.
         run: does not: sockets, logs, LVM configuration.
+        notes: for what a test must not forget in a power cut; nothing that is written there brings
+            the catalog onto its disk. None: in `state`.
     """
 
     state: Path
@@ -41,6 +44,7 @@ class Place:
     kind: str = "thin"
     snapshot_size_least: str = "1GiB"
     object_storage: Server | None = None
+    notes: Path | None = None
 
     @property
     def catalog(self) -> Path:
@@ -135,9 +139,10 @@ class Place:
 
     def make_pool(self) -> None:
         """As `blockd make-pool`."""
-        subprocess.run(
-            [sys.executable, "-m", "blockd", "make-pool", "--config", str(self.config)], check=True
-        )
+        process = _processes().Process(target=make_pool, args=(self.config,))
+        process.start()
+        process.join()
+        assert process.exitcode == 0, "make-pool failed"
 
     def remove_vg(self) -> None:
         """Give the disk back to the next test; no daemon runs."""
@@ -149,31 +154,34 @@ class Place:
         self.lvm("pvremove", "--yes", str(self.disk))
 
 
+def _processes() -> ForkContext | ForkServerContext:
+    """Where daemons are forked from: from a server that has imported all of it, and nothing else.
+
+    Not from pytest, with its threads and files; from a program if that has chosen so.
+    """
+    if multiprocessing.get_start_method(allow_none=True) == "fork":
+        return multiprocessing.get_context("fork")
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([run_daemon.__module__])
+    return server
+
+
 class Daemon:
     """A daemon process; the block ends it, whatever state it is in."""
 
-    def __init__(self, place: Place, crash: Sequence[str] = ()) -> None:
-        """`crash`: arguments of `tests.support.crash_daemon`, which see."""
+    def __init__(self, place: Place, death: Death | None = None) -> None:
         self.place, self.api = place, Api(place.run / "blockd.sock")
-        self._crash = tuple(crash)
-        self._process: subprocess.Popen[bytes] | None = None
         self.log = place.run / "blockd.log"
+        self._channel = place.run / "notify.sock"
+        work = (place.config, self.log, self._channel, death or Death())
+        self._process = _processes().Process(target=run_daemon, args=work)
 
     def __enter__(self) -> Daemon:
-        channel = self.place.run / "notify.sock"
-        channel.unlink(missing_ok=True)
+        self._channel.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
-            notified.bind(str(channel))
+            notified.bind(str(self._channel))
             notified.settimeout(1)
-            with self.log.open("ab") as log:
-                self._process = subprocess.Popen(
-                    [
-                        *(sys.executable, "-m", "tests.support.crash_daemon"),
-                        *("--config", str(self.place.config), *self._crash),
-                    ],
-                    env={**os.environ, "NOTIFY_SOCKET": str(channel)},
-                    stderr=log,
-                )
+            self._process.start()
             try:
                 self._await_ready(notified)
             except BaseException:
@@ -182,20 +190,19 @@ class Daemon:
         return self
 
     def _await_ready(self, notified: socket.socket) -> None:
-        assert self._process is not None
         for _ in range(int(_START_S)):
             try:
                 if b"READY=1" in notified.recv(4096):
                     return
             except TimeoutError:
-                if self._process.poll() is not None:
+                if not self._process.is_alive():
                     break
         raise AssertionError(f"the daemon did not start:\n{self.log.read_text()[-3000:]}")
 
     @property
     def pid(self) -> int:
         """The daemon's process id."""
-        assert self._process is not None
+        assert self._process.pid is not None
         return self._process.pid
 
     def arm(self) -> None:
@@ -214,21 +221,19 @@ class Daemon:
 
     def ended(self, timeout_s: float = 60) -> int:
         """How the daemon ended by itself (a negative signal number, say)."""
-        assert self._process is not None
-        return self._process.wait(timeout_s)
+        self._process.join(timeout_s)
+        assert self._process.exitcode is not None, f"the daemon has not ended in {timeout_s} s"
+        return self._process.exitcode
 
     def kill(self) -> None:
         """kill -9."""
-        assert self._process is not None
         self._process.kill()
-        self._process.wait(30)
+        self.ended()
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._process.is_alive():
             self._process.terminate()
-            try:
-                self._process.wait(60)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait(30)
-                raise
+            self._process.join(60)
+        if self._process.is_alive():
+            self.kill()
+            raise AssertionError("the daemon did not end in 60 s")
