@@ -39,9 +39,11 @@ NATIVE, KERNEL, LAB = "native", "kernel", "lab"
 #: Without --full each goes on with "and not full".
 MARKS: Final = {NATIVE: "not kernel and not lab", KERNEL: "kernel", LAB: "lab"}
 
-#: Files whose tests take minutes each, and so are dealt out one by one.
+#: Files whose tests take a minute or more each, and so are dealt out: one by one those that start
+#: guests themselves, the others a few to a guest, which takes 15 s to be ready for them.
 LONG: Final = "tests/faults/"
-LONG_S: Final = 120.0
+LONG_S: Final = 60.0
+SHARED: Final = 4
 
 #: A unit that takes longer hangs: it is ended, and counts as failed.
 UNIT_TIMEOUT_S: Final = 20 * 60
@@ -261,10 +263,14 @@ def collect(kind: str, options: list[str], selected: list[str]) -> dict[str, lis
 
 
 def units_of(kind: str, options: list[str], selected: list[str]) -> list[Unit]:
-    """A unit for each file of this kind, or for each test where a test takes minutes."""
+    """A unit for each file of this kind, or several where tests take long."""
     units = []
     for file, nodes in collect(kind, options, selected).items():
-        if file.startswith(LONG):
+        if file.startswith(LONG) and kind == KERNEL:
+            parts = [nodes[n : n + SHARED] for n in range(0, len(nodes), SHARED)]
+            for number, part in enumerate(parts, 1):
+                units.append(Unit(kind, f"{file}::{number} of {len(parts)}", part, len(part)))
+        elif file.startswith(LONG):
             units += [Unit(kind, node, [node], 1) for node in nodes]
         else:
             within = [target for target in selected if target.partition("::")[0] == file]
