@@ -13,7 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.faults.scenarios import SCENARIOS, Scenario, clear
+from tests.faults.scenarios import SCENARIOS, Scenario, delete_all
 from tests.support.agreement import expect_agreement, foreign_lvs
 from tests.support.client import Api
 from tests.support.crash_daemon import Death
@@ -48,7 +48,7 @@ def record(place: Place, scenario: Scenario) -> list[str]:
     events.unlink(missing_ok=True)
     _last(place).unlink(missing_ok=True)
     with Daemon(place, Death(record=events)) as daemon:
-        clear(daemon.api)
+        delete_all(daemon.api)
         facts = scenario.prepare(daemon.api)
         _settle(daemon.api, scenario)
         daemon.arm()
@@ -141,7 +141,7 @@ def _look(
     _settle(daemon.api, scenario)
     expect_agreement(place)
     scenario.check(daemon.api, facts, answered)
-    clear(daemon.api)
+    delete_all(daemon.api)
 
 
 def _settle(api: Api, scenario: Scenario) -> None:

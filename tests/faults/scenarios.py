@@ -320,8 +320,14 @@ SCENARIOS: dict[str, type[Scenario]] = {
 }
 
 
-def clear(api: Api) -> None:
-    """Delete everything; what is not kept in the trash is erased while other things go on."""
+def delete_all(api: Api) -> None:
+    """What is not kept in the trash is erased while other things go on."""
     for kind in ("volumes", "snapshots"):
         for item in api.all(kind):
             api.block("DELETE", f"{kind}/{item['id']}")
+
+
+def clear(api: Api) -> None:
+    """Delete everything; with nothing kept in the trash, all is erased when the daemon is idle."""
+    delete_all(api)
+    api.idle()
