@@ -219,8 +219,10 @@ class LvmThin(InstantDisks, LvmDisks):
     async def _undo_cut_short(self, transaction_id: int) -> None:
         """At start: the journal does anew what LVM was making when it was cut short."""
         try:
-            if (await self._pool_status()).transaction_id != transaction_id:
-                await self._collision.undo_cut_short()
+            if (await self._pool_status()).transaction_id == transaction_id:
+                return
+            if not await self._collision.undo_cut_short():
+                await self._collision.finish_removal()
         except StorageError as err:  # whoever changes something will hear of it
             log.exception("an LVM command cut short is not undone", reason=str(err))
 

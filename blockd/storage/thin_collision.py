@@ -84,6 +84,22 @@ class ThinCollision:
             await self._lvm.remove(ours, self._tag)
         return True
 
+    async def finish_removal(self) -> None:
+        """Carry out a removal that was cut short when LVM had forgotten the LV, and no more.
+
+        LVM would do so itself, but only with the next change: until then the space is not free.
+        It knows by the kernel's transaction id that its messages were heard.
+        """
+        text, transaction_id = await self._look()
+        removed = text.owed_removals(transaction_id)
+        if not removed:
+            return
+        async with self._undisturbed(transaction_id):
+            log.warning("finishing a removal cut short", pool=self._pool, thin_ids=removed)
+            for device_id in removed:
+                await self._tell(f"delete {device_id}", passes=errno.ENODATA)
+            await self._tell(f"set_transaction_id {transaction_id} {transaction_id + 1}")
+
     async def _set_aside_unknown(self, device_id: int) -> bool:
         text, transaction_id = await self._look()
         if any(lv.device_id == device_id for lv in text.lvs):

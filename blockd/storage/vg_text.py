@@ -42,11 +42,13 @@ class PoolText:
         transaction_id: what the kernel's will be once it has had all messages.
         awaited: names of the LVs that the kernel has still to be told to make.
         lvs: the pool's.
+        removed: numbers of devices that the kernel has still to be told to remove.
     """
 
     transaction_id: int
     awaited: tuple[str, ...]
     lvs: tuple[ThinLv, ...]
+    removed: tuple[int, ...] = ()
 
     def cut_short(self, kernel_transaction_id: int) -> list[ThinLv]:
         """The LVs whose making was cut short, so that nobody was ever told that they exist.
@@ -63,6 +65,15 @@ class PoolText:
             and lv.transaction_id == kernel_transaction_id
             and [other.device_id for other in self.lvs].count(lv.device_id) == 1
         ]
+
+    def owed_removals(self, kernel_transaction_id: int) -> tuple[int, ...]:
+        """The devices whose LVs are gone for good, and that the kernel has still to let go of.
+
+        None where LVM owes it something else as well: that is for LVM to put in order.
+        """
+        is_behind = self.transaction_id == kernel_transaction_id + 1
+        is_all = not self.awaited and not {lv.device_id for lv in self.lvs} & {*self.removed}
+        return self.removed if is_behind and is_all else ()
 
 
 def parse_pool(text: bytes, pool: str) -> PoolText:
@@ -82,6 +93,7 @@ def parse_pool(text: bytes, pool: str) -> PoolText:
         segment.number("transaction_id"),
         tuple(part.text("create") for part in messages if "create" in part),
         tuple(_thin_lvs(lvs, pool)),
+        tuple(part.number("delete") for part in messages if "delete" in part),
     )
 
 

@@ -45,6 +45,27 @@ def test_creation_that_is_not_proved_to_be_cut_short_is_none(
     assert parse_pool(text, "pool").cut_short(kernel) == []
 
 
+REMOVAL = TEXT.replace(b'create = "snap"', b"delete = 7")
+
+
+def test_removal_that_the_kernel_has_not_confirmed_is_owed_until_it_has() -> None:
+    pool = parse_pool(REMOVAL, "pool")
+    assert pool.owed_removals(1) == (7,)
+    assert pool.owed_removals(2) == pool.owed_removals(0) == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT,
+        REMOVAL.replace(b"delete = 7", b"delete = 2"),  # an LV's
+        REMOVAL.replace(b"message1 {", b'message2 { create = "one" }\nmessage1 {'),
+    ],
+)
+def test_removal_beside_anything_else_is_left_to_lvm(text: bytes) -> None:
+    assert parse_pool(text, "pool").owed_removals(1) == ()
+
+
 @pytest.mark.parametrize(
     "text",
     [
