@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import select
@@ -17,7 +18,7 @@ from tests.support.client import ORGANIZATION, PROJECT, ZONE, Api
 from tests.support.crash_daemon import Death, make_pool, run_daemon
 from tests.support.object_store import Server
 
-VG = "faults"
+VG, THICK_VG = "faults", "faultsthick"
 _START_S = 90.0
 
 
@@ -28,6 +29,9 @@ class Place:
     Attributes:
         state: survives a power cut where that is tested: the catalog's folder.
         run: does not: sockets, logs, LVM configuration.
+        kind: of the class on `disk`.
+        thick_disk: holds a thick class besides, in a volume group of its own; `make_pool` does not
+            make that.
         notes: for what a test must not forget in a power cut; nothing that is written there brings
             the catalog onto its disk. None: in `state`.
     """
@@ -42,6 +46,7 @@ class Place:
     overcommit: float = 10.0
     names_devices: bool = True
     kind: str = "thin"
+    thick_disk: Path | None = None
     snapshot_size_least: str = "1GiB"
     object_storage: Server | None = None
     notes: Path | None = None
@@ -66,7 +71,7 @@ class Place:
             [catalog]
             path = "{self.catalog}"
             [lvm]
-            devices = {f'["{self.disk}"]' if self.names_devices else "[]"}
+            devices = {self._devices}
             system_dir = "{self.run}/lvm"
             reserved_memory_kib = 512
             max_suspend = "{self.max_suspend}"
@@ -84,22 +89,36 @@ class Place:
 
     @property
     def storage_class(self) -> str:
-        """The one class there is."""
+        """The first class."""
         return "bssd" if self.kind == "thick" else "sbs"
 
     @property
+    def classes(self) -> dict[str, tuple[str, str]]:
+        """Of each class its kind and its volume group."""
+        first = {self.storage_class: (self.kind, VG)}
+        return first | ({"bssd": ("thick", THICK_VG)} if self.thick_disk else {})
+
+    @property
+    def _devices(self) -> str:
+        disks = [self.disk, self.thick_disk] if self.names_devices else []
+        return json.dumps([str(disk) for disk in disks if disk])
+
+    @property
     def _classes(self) -> str:
-        if self.kind == "thick":
+        return "".join(self._section(name, *told) for name, told in self.classes.items())
+
+    def _section(self, name: str, kind: str, vg: str) -> str:
+        if kind == "thick":
             return f"""
-            [classes.bssd]
+            [classes.{name}]
             kind = "thick"
-            vg = "{VG}"
+            vg = "{vg}"
             snapshot_size_least = "{self.snapshot_size_least}"
             """
         return f"""
-            [classes.sbs]
+            [classes.{name}]
             kind = "thin"
-            vg = "{VG}"
+            vg = "{vg}"
             high_water_percent = {self.high_water_percent}
             overcommit = {self.overcommit}
             """
