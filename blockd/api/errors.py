@@ -114,6 +114,8 @@ TABLE: Final[Mapping[type[e.BlockdError], Row]] = {
     # Clients try a 503 again by themselves, which is right: nothing was done.
     e.Unavailable: Row(503, *_UNAVAILABLE, _later),
     e.CatalogUnavailable: Row(503, *_UNAVAILABLE, _later),
+    e.HostExhausted: Row(503, *_UNAVAILABLE, _later),
+    e.StorageBusy: Row(503, *_UNAVAILABLE, _later),
     e.StorageError: Row(500, *INTERNAL, _nothing),
     e.StorageOverdue: Row(500, *INTERNAL, _nothing),
     e.NoSpace: Row(500, *INTERNAL, _nothing),

@@ -41,6 +41,22 @@ class DiskRows:
         kept.update(self._texts(f"SELECT disk FROM kept_origins WHERE disk IN ({marks})", disks))
         return kept
 
+    def at_rest(self, storage_class: str) -> dict[str, str]:
+        """Every disk that must be there, whatever is under way, and whose it is, for people.
+
+        Not that of a snapshot that is being merged into its volume: it is gone for a while.
+        """
+        rows = self._sql.execute(
+            "SELECT disk, 'volume ' || id FROM volumes WHERE storage_class = ?1"
+            f" AND status <> 'creating' AND {_WHOLE} UNION ALL"
+            " SELECT disk, 'snapshot ' || id FROM snapshots WHERE storage_class = ?1"
+            f" AND status <> 'creating' AND {_WHOLE} AND id NOT IN ("
+            "  SELECT snapshot_id FROM jobs WHERE phase <> '' AND kind = ?2) UNION ALL"
+            " SELECT disk, 'kept origin ' || disk FROM kept_origins WHERE storage_class = ?1",
+            [storage_class, JobKind.REVERT],
+        )
+        return dict(rows.fetchall())
+
     def snapshots_of(self, origin_disk: str) -> int:
         """How many snapshots need this origin, those in the trash included."""
         (count,) = self._sql.execute(

@@ -52,7 +52,15 @@ async def run(config: Config, listener: SideEffects | None = None) -> None:
         copies = await enter(CatalogCopies(catalog, classes, effects))
         images = await enter(open_images(config, effects))
         service = await enter(
-            open_service(config, catalog, classes, images, metrics.count_loss, copies.states)
+            open_service(
+                config,
+                catalog,
+                classes,
+                images,
+                metrics.count_loss,
+                copies.states,
+                copies.try_again,
+            )
         )
 
         async def page_of_metrics() -> bytes:

@@ -17,6 +17,7 @@ from blockd.daemon.groups import Groups, lvm_over, udev_runs
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StartError
 from blockd.host.command import companion
+from blockd.host.uevents import block_events
 from blockd.host.vg_lock import vg_lock
 from blockd.metrics import Metrics
 from blockd.service.classes import StorageClass, StorageClasses
@@ -26,6 +27,9 @@ from blockd.storage.lvm_disks import ClassSettings, Surroundings
 from blockd.storage.lvm_thick import LvmThick, ThickSettings, open_lvm_thick
 from blockd.storage.lvm_thin import LvmThin, ThinSettings, open_lvm_thin
 from blockd.storage.make_pool import make_group, make_pool
+
+#: Clients give up after a minute, most of them, and are better told why before that.
+_PATIENCE_S = 30.0
 
 
 @asynccontextmanager
@@ -50,13 +54,21 @@ async def open_classes(
             waited=metrics.queue_wait_s.observe,
             find_disks=groups.limit_lvm,
         )
-        classes = {}
+        classes, drivers = {}, []
         for name, section in config.classes.items():
             driver = await stack.enter_async_context(_opened(config, name, around, groups.udev))
             await _bind(catalog, name, driver.vg_uuid)
+            drivers.append(driver)
             thin = section if isinstance(section, ThinClassSection) else None
             bounds = (thin.overcommit, thin.high_water_percent) if thin else ()
             classes[name] = StorageClass(name, driver, *bounds)
+            classes[name].patience_s = min(_PATIENCE_S, config.lvm.command_timeout)
+
+        def device_changed(missed: bool) -> None:
+            for driver in drivers:
+                driver.device_changed(missed)
+
+        await stack.enter_async_context(block_events(device_changed))
         yield StorageClasses(classes, config.first_class)
 
 
@@ -72,6 +84,7 @@ def _opened(
         udev=udev,
         command_timeout_s=config.lvm.command_timeout,
         max_suspend_s=config.lvm.max_suspend,
+        devices=config.lvm.devices,
     )
     if isinstance(section, ThinClassSection):
         return open_lvm_thin(ThinSettings(**asdict(common), pool=section.pool), around)

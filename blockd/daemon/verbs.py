@@ -78,12 +78,14 @@ async def open_service(
     images: Images,
     count_loss: Callable[[str], None] = lambda _: None,
     copies: Callable[[], list[CopyState]] = list,
+    recovered: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Service]:
     """The verbs over catalog and classes; what an earlier daemon left unfinished goes on.
 
     Args:
         count_loss: is told the class of each snapshot that is lost.
         copies: how the copies of the catalog are.
+        recovered: is called when some trouble has ended.
     """
     host = config.host
     tenancy = Tenancy(
@@ -114,6 +116,7 @@ async def open_service(
         try:
             async with Jobs(catalog, steps, concurrency=concurrency, keep_s=keep_jobs_s) as jobs:
                 await jobs.recover()
+                upkeep.recovered += [operations.try_again, jobs.try_again, recovered]
                 losses = Losses(catalog, classes, operations, jobs, count_loss)
                 tasks.append(asyncio.create_task(losses.run(), name="losses"))
                 tasks.append(asyncio.create_task(upkeep.run(), name="upkeep"))

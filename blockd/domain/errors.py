@@ -127,6 +127,14 @@ class CatalogUnavailable(Unavailable):
     """The catalog's file cannot be written or read; nothing of the change is kept."""
 
 
+class StorageBusy(Unavailable):
+    """A request's turn in a storage class did not come in time."""
+
+
+class HostExhausted(Unavailable):
+    """The host has no descriptor, process or memory left to begin something with."""
+
+
 class StorageError(BlockdError):
     """The storage below failed; the message is the tool's own reason in one line."""
 

@@ -7,6 +7,7 @@ and a child that is left alone (see `Child.wait`) does not block on a reader tha
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -19,6 +20,9 @@ from types import TracebackType
 from typing import IO, Self
 
 from blockd.domain.errors import StartError, StorageError
+
+#: Errors of who has no descriptor, process or memory left, and may have later.
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 
 _TERM_S = 5.0
 _MOST_COMPLAINT_BYTES = 64 * 1024

@@ -101,6 +101,13 @@ class CatalogCopies:
         for copy in self._copies:
             await copy.close()
 
+    def try_again(self) -> None:
+        """Some trouble has ended: what failed is tried at once."""
+        for copy in self._copies:
+            copy.try_again()
+        if not self._are_current():
+            self._catalog.changed.set()
+
     def states(self) -> list[CopyState]:
         """How each copy is."""
         generation = self._catalog.generation
@@ -200,6 +207,10 @@ class _Copy:
         return CopyState(
             self._name, None if newest is None else newest.written_at, behind_s, problem
         )
+
+    def try_again(self) -> None:
+        """Its space may be had now."""
+        self._make_at = 0.0
 
     def begin_to_make_space(self, needed_bytes: int, when_done: Callable[[], None]) -> None:
         """See `make_space`, where there is too little and it has not just been tried."""

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from blockd.catalog import Transaction
-from blockd.domain.errors import InvalidArguments, NoRoom, PoolUnfit
+from blockd.domain.errors import (
+    InvalidArguments,
+    NoRoom,
+    PoolUnfit,
+    PreconditionFailed,
+    StorageBusy,
+)
 from blockd.domain.pool import PoolUse
+from blockd.domain.snapshot import Snapshot
+from blockd.domain.states import DELETED, ERROR
 from blockd.domain.units import format_size
 from blockd.domain.volume import Volume
 from blockd.service.ports import StorageDriver
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StorageClass:
     """One class: its driver and the bounds it was given in the configuration.
 
@@ -22,6 +32,8 @@ class StorageClass:
         high_water_percent: thin: nothing new is made in a pool that is used beyond this.
         promised: thick: bytes that requests were promised and storage has not handed out yet, by
             the id of what they are for.
+        patience_s: a request waits no longer for its turn.
+        missing: disks that are not there, though nobody here removed them: `Upkeep` says so.
         deleting: ids of volumes whose front is removed, and whose row does not say so yet.
     """
 
@@ -30,12 +42,39 @@ class StorageClass:
     overcommit: float = 10.0
     high_water_percent: float = 95.0
     promised: dict[str, int] = field(default_factory=dict)
+    patience_s: float = 30.0
+    missing: frozenset[str] = frozenset()
     deleting: set[str] = field(default_factory=set)
 
     @property
     def is_thick(self) -> bool:
         """Whether its bytes take as long as the disk takes, and its snapshots need their origin."""
         return self.driver.traits.is_thick
+
+    def why_missing(self, disk: str) -> str | None:
+        """What has become of a disk that is gone behind our back; None as a rule."""
+        if disk not in self.missing:
+            return None
+        return (
+            f"its LV {disk} is gone: somebody removed or renamed it; give it its name again, or "
+            "delete this"
+        )
+
+    @asynccontextmanager
+    async def turn_soon(self) -> AsyncIterator[None]:
+        """A turn for a request that waits for it: not for ever.
+
+        Raises:
+            StorageBusy: it did not come in time.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(self.patience_s):
+                    await stack.enter_async_context(self.driver.turn())
+            except TimeoutError:
+                why = next(iter(self.driver.problems()), "other changes are under way")
+                raise StorageBusy(f"class {self.name} is busy: {why}") from None
+            yield
 
     async def check_pool(self, resource: str, needs_bytes: int = 0) -> PoolUse:
         """The pool's use, before anything of kind `resource` is made in it.
@@ -162,6 +201,26 @@ class StorageClasses:
 
     def __getitem__(self, name: str) -> StorageClass:
         return self._classes[name]
+
+    def missing(self) -> tuple[frozenset[str], ...]:
+        """What is missing in each class: whoever shows rows compares it."""
+        return tuple(storage_class.missing for storage_class in self)
+
+    def why_missing(self, row: Volume | Snapshot) -> str | None:
+        """Why a row that seems whole has no bytes; None as a rule."""
+        if row.error is not None and row.status in (ERROR, DELETED):
+            return None
+        return self._classes[row.storage_class].why_missing(row.disk)
+
+    def check_there(self, row: Volume | Snapshot) -> None:
+        """Before anything is done with its bytes.
+
+        Raises:
+            PreconditionFailed: its disk is gone behind our back.
+        """
+        if (why := self.why_missing(row)) is not None:
+            kind = "volume" if isinstance(row, Volume) else "snapshot"
+            raise PreconditionFailed("resource_not_usable", f"{kind} {row.id}: {why}")
 
     def is_open(self, class_name: str, volume_id: str) -> bool:
         """Whether anybody holds a volume's front open: one ioctl."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -51,6 +52,7 @@ class Jobs:
         self._write_slots = asyncio.Semaphore(_WRITTEN_AT_ONCE)
         self._merge_slots = asyncio.Semaphore(_MERGED_AT_ONCE)
         self._keep = timedelta(seconds=keep_s)
+        self._again = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._cancelled: dict[str, asyncio.Event] = {}
         self._progress: dict[str, Progress] = {}
@@ -72,6 +74,11 @@ class Jobs:
         await asyncio.gather(*tasks, return_exceptions=True)
         if tasks:
             log.warning("parked jobs until the next start", count=len(tasks))
+
+    def try_again(self) -> None:
+        """What is not settled is tried at once: some trouble has ended."""
+        self._again.set()
+        self._again = asyncio.Event()
 
     async def under_way(self) -> int:
         """How many jobs have something left to be done or undone, as the journal has it."""
@@ -137,7 +144,9 @@ class Jobs:
                     self.problems.pop(job_id, None)
                     return
                 self.problems[job_id] = f"job {job_id}: {left}; tried again in {retry_s:.0f} s"
-                await asyncio.sleep(retry_s * random.uniform(0.75, 1.25))  # noqa: S311
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(retry_s * random.uniform(0.75, 1.25)):  # noqa: S311
+                        await self._again.wait()
                 retry_s = min(retry_s * 2, _LAST_RETRY_S)
 
     async def _attempt(self, job_id: str) -> str | None:

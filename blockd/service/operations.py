@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -35,7 +36,7 @@ class Operations:
         self._catalog, self._classes, self._stop_s = catalog, classes, stop_s
         self._steps = Steps(catalog, classes)
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._stopping = asyncio.Event()
+        self._stopping, self._again = asyncio.Event(), asyncio.Event()
         self.problems: dict[int, str] = {}
 
     async def under_way(self) -> int:
@@ -75,6 +76,7 @@ class Operations:
     ) -> None:
         """Let what runs end, up to the deadline; what waits stays in the journal."""
         self._stopping.set()
+        self.try_again()
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=self._stop_s)
         parked = list(self._tasks.values())
@@ -134,9 +136,12 @@ class Operations:
             log.info("operation finished", duration_s=round(time.monotonic() - began, 3))
             return []
 
+    def try_again(self) -> None:
+        """What failed is tried at once: some trouble has ended."""
+        self._again.set()
+        self._again = asyncio.Event()
+
     async def _pause(self, seconds: float) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            pass
+                await self._again.wait()

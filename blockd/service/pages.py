@@ -25,15 +25,25 @@ class _Page:
     generation: int
     fronts: frozenset[tuple[str, str]]
     open_fronts: frozenset[tuple[str, str]]
+    missing: Hashable
     text: str
 
 
 class Pages(Generic[Item]):
     """The remembered pages of one kind of resource."""
 
-    def __init__(self, catalog: Catalog, is_open: Callable[[str, str], bool]) -> None:
-        """`is_open` is asked with a storage class and a volume's id."""
-        self._catalog, self._is_open = catalog, is_open
+    def __init__(
+        self,
+        catalog: Catalog,
+        is_open: Callable[[str, str], bool],
+        missing: Callable[[], Hashable],
+    ) -> None:
+        """`is_open` is asked with a storage class and a volume's id.
+
+        Args:
+            missing: what else shows in rows and is no row.
+        """
+        self._catalog, self._is_open, self._missing = catalog, is_open, missing
         self._pages: OrderedDict[Hashable, _Page] = OrderedDict()
 
     async def text(
@@ -54,12 +64,12 @@ class Pages(Generic[Item]):
         if known is not None and self._holds(known):
             self._pages.move_to_end(key)
             return known.text
-        generation = self._catalog.generation
+        generation, missing = self._catalog.generation, self._missing()
         rows, total = await self._catalog.read(query)
         fronts = frozenset(fronts_of(rows))
         open_fronts = self._open(fronts)
         text = render(rows, total, open_fronts)
-        self._pages[key] = _Page(generation, fronts, open_fronts, text)
+        self._pages[key] = _Page(generation, fronts, open_fronts, missing, text)
         while len(self._pages) > _MOST:
             self._pages.popitem(last=False)
         return text
@@ -67,6 +77,7 @@ class Pages(Generic[Item]):
     def _holds(self, page: _Page) -> bool:
         return (
             page.generation == self._catalog.generation
+            and page.missing == self._missing()
             and self._open(page.fronts) == page.open_fronts
         )
 

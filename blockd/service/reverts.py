@@ -48,6 +48,10 @@ class Reverts:
         """Journal the revert and submit it."""
         volume = await self._catalog.read(lambda tx: living_volume(tx, volume_id))
         storage_class = self._classes[volume.storage_class]
+        self._classes.check_there(volume)
+        self._classes.check_there(
+            await self._catalog.read(lambda tx: readable_snapshot(tx, snapshot_id))
+        )
         if not storage_class.is_thick:
             await self._trash.pool_with_room(storage_class, "snapshot")
             begin = _Begin(
@@ -61,7 +65,7 @@ class Reverts:
         )
         if keep_previous:
             await self._trash.check_way(storage_class, volume, spare=1)
-        async with storage_class.driver.turn():
+        async with storage_class.turn_soon():
             needs_bytes = await storage_class.driver.revert_bytes(
                 volume.disk, snapshot.disk, keep=keep_previous
             )

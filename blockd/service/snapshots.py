@@ -14,6 +14,8 @@ from blockd.domain.states import (
     AVAILABLE,
     CREATING,
     DELETED,
+    ERROR,
+    EXPORTING,
     Event,
     move,
     seen_status,
@@ -41,7 +43,7 @@ class Snapshots:
     ) -> None:
         self._catalog, self._classes = catalog, classes
         self._operations, self._trash, self._tenancy = operations, trash, tenancy
-        self._pages: Pages[Snapshot] = Pages(catalog, classes.is_open)
+        self._pages: Pages[Snapshot] = Pages(catalog, classes.is_open, classes.missing)
 
     async def create(
         self, new: NewSnapshot, remember: Remember[Snapshot] | None = None
@@ -60,6 +62,7 @@ class Snapshots:
         """
         project_id = self._tenancy.project(new.project_id, "snapshot")
         origin = await self._catalog.read(lambda tx: volume_at_rest(tx, new.volume_id))
+        self._classes.check_there(origin)
         storage_class = self._classes[origin.storage_class]
         await self._trash.check_way(storage_class, origin)
         needs_bytes = storage_class.driver.snapshot_bytes(origin.size_bytes)
@@ -121,7 +124,7 @@ class Snapshots:
             lambda tx: tx.page_of_snapshots(wanted, page),
             lambda snapshots: {front for row in snapshots if (front := _parent_front(row))},
             lambda snapshots, total, open_fronts: render(
-                [_shown(row, _parent_front(row) in open_fronts) for row in snapshots], total
+                [self._shown(row, _parent_front(row) in open_fronts) for row in snapshots], total
             ),
         )
 
@@ -183,6 +186,7 @@ class Snapshots:
                 raise PreconditionFailed(
                     "resource_not_usable", f"snapshot {snapshot_id} is not deleted"
                 )
+            self._classes.check_there(row)
             event = Event.UNDELETE if row.error is None else Event.UNDELETE_BROKEN
             status = move("snapshot", snapshot_id, row.status, event)
             row = replace(row, status=status, deleted_at=None, updated_at=now_timestamp())
@@ -195,7 +199,14 @@ class Snapshots:
 
     def _seen(self, snapshot: Snapshot) -> Snapshot:
         front = _parent_front(snapshot)
-        return _shown(snapshot, front is not None and self._classes.is_open(*front))
+        return self._shown(snapshot, front is not None and self._classes.is_open(*front))
+
+    def _shown(self, snapshot: Snapshot, parent_is_open: bool) -> Snapshot:
+        if snapshot.status in (AVAILABLE, EXPORTING) and (
+            why := self._classes.why_missing(snapshot)
+        ):
+            snapshot = replace(snapshot, status=ERROR, error=why)
+        return _shown(snapshot, parent_is_open)
 
 
 def _parent_front(snapshot: Snapshot) -> tuple[str, str] | None:

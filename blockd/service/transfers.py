@@ -56,7 +56,8 @@ class Transfers:
             TransientState: it is being made or exported, or something else is exported there.
             PreconditionFailed: it is in error.
         """
-        await self._catalog.read(lambda tx: readable_snapshot(tx, snapshot_id))
+        source = await self._catalog.read(lambda tx: readable_snapshot(tx, snapshot_id))
+        self._classes.check_there(source)
         await self._images.check_bucket(new.bucket)
         job_id = new_id()
 

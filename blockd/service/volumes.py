@@ -11,6 +11,7 @@ from blockd.domain.errors import (
     InvalidArguments,
     NotFound,
     PreconditionFailed,
+    StorageError,
 )
 from blockd.domain.intent import Intent, Verb, disk_name, new_id
 from blockd.domain.job import Job, JobKind
@@ -21,6 +22,7 @@ from blockd.domain.states import (
     AVAILABLE,
     CREATING,
     DELETED,
+    ERROR,
     IN_USE,
     UPDATING,
     Event,
@@ -58,7 +60,7 @@ class Volumes:
         self._operations, self._trash, self._tenancy = operations, trash, tenancy
         self._jobs = jobs
         self._reverts = Reverts(catalog, classes, operations, trash, jobs)
-        self._pages: Pages[Volume] = Pages(catalog, classes.is_open)
+        self._pages: Pages[Volume] = Pages(catalog, classes.is_open, classes.missing)
 
     async def create(self, new: NewVolume, remember: Remember[Volume] | None = None) -> Volume:
         """Begin to make a volume, empty or from a snapshot; the answer is `creating`.
@@ -134,7 +136,7 @@ class Volumes:
             lambda tx: tx.page_of_volumes(wanted, page),
             lambda volumes: {_front(row) for row in volumes if row.status is AVAILABLE},
             lambda volumes, total, open_fronts: render(
-                [_shown(row, _front(row) in open_fronts) for row in volumes], total
+                [self._shown(row, _front(row) in open_fronts) for row in volumes], total
             ),
         )
 
@@ -159,6 +161,8 @@ class Volumes:
 
         def begin(tx: Transaction, pool: PoolUse | None) -> tuple[Volume, Intent | Job | None]:
             volume = living_volume(tx, volume_id)
+            if change.size_bytes is not None or change.perf_iops is not None:
+                self._classes.check_there(volume)
             size_bytes = _larger_size(volume, change.size_bytes)
             perf_iops = None if change.perf_iops == volume.perf_iops else change.perf_iops
             if perf_iops is not None and volume.status is not AVAILABLE:
@@ -244,12 +248,14 @@ class Volumes:
 
         Raises:
             NotFound: there is none, or it is erased.
-            PreconditionFailed: it is not deleted.
+            PreconditionFailed: it is not deleted, or its disk cannot be had now.
+            StorageBusy: its turn does not come.
         """
         volume = await self._catalog.read(lambda tx: tx.volume(volume_id))
         if volume is None:
             raise NotFound("volume", volume_id)
-        driver = self._classes[volume.storage_class].driver
+        storage_class = self._classes[volume.storage_class]
+        driver = storage_class.driver
 
         def restore(tx: Transaction) -> Volume:
             row = deleted_volume(tx, volume_id)
@@ -260,10 +266,17 @@ class Volumes:
             remember_answer(tx, row, remember)
             return row
 
-        async with driver.turn():  # behind an erasure of it that has begun, which wins
+        async with storage_class.turn_soon():  # behind an erasure of it that has begun, which wins
             row = await self._catalog.read(lambda tx: deleted_volume(tx, volume_id))
+            self._classes.check_there(row)
             if row.error is None:
-                await driver.connect(front_of(row))
+                try:
+                    await driver.connect(front_of(row))
+                except StorageError as err:
+                    raise PreconditionFailed(
+                        "resource_not_usable",
+                        f"volume {volume_id} stays in the trash, as its disk cannot be had: {err}",
+                    ) from err
             try:
                 return await self._catalog.write("volume undeleted", restore)
             except BaseException:
@@ -322,6 +335,7 @@ class Volumes:
             return self._classes.asked(new.storage_class), new.size_bytes or 0
         snapshot_id = new.snapshot_id
         source = await self._catalog.read(lambda tx: readable_snapshot(tx, snapshot_id))
+        self._classes.check_there(source)
         if new.storage_class not in (None, source.storage_class):
             raise InvalidArguments.one(
                 "class", "constraint", f"class must be the snapshot's: {source.storage_class}"
@@ -329,15 +343,19 @@ class Volumes:
         return self._classes[source.storage_class], _clone_size(source, new.size_bytes)
 
     def _seen(self, volume: Volume) -> Volume:
-        return _shown(volume, volume.status is AVAILABLE and self._classes.is_open(*_front(volume)))
+        is_open = volume.status is AVAILABLE and self._classes.is_open(*_front(volume))
+        return self._shown(volume, is_open)
+
+    def _shown(self, volume: Volume, is_open: bool) -> Volume:
+        if volume.status is AVAILABLE and (why := self._classes.why_missing(volume)) is not None:
+            return replace(volume, status=ERROR, error=why)
+        if is_open:
+            return replace(volume, status=seen_status(volume.status, is_open=True))
+        return volume
 
 
 def _front(volume: Volume) -> tuple[str, str]:
     return volume.storage_class, volume.id
-
-
-def _shown(volume: Volume, is_open: bool) -> Volume:
-    return replace(volume, status=seen_status(volume.status, is_open=True)) if is_open else volume
 
 
 def _journal_create(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from blockd.domain.errors import StorageError
+from blockd.domain.errors import HostExhausted, StorageError
 from blockd.domain.volume import OpenDisk
 from blockd.host.uevents import wait_for_node
 from blockd.storage.dm import DeviceInfo, DeviceMapper, lv_device_name
@@ -96,7 +96,7 @@ class DiskReading:
                 if not self._readers[disk]:
                     del self._readers[disk]
                     await self._lvm.deactivate([disk])
-        except StorageError as err:
+        except (StorageError, HostExhausted) as err:
             log.warning("a disk stays active for a while", disk=disk, reason=str(err))
             self.left[disk] = str(err)
             self._amiss()

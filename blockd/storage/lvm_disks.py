@@ -7,8 +7,13 @@ LVs of others in the volume group are never touched.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, closing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+)
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +31,7 @@ from blockd.storage.fronts import Fronts, Lower, front_owner
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
 from blockd.storage.lvm_report import LogicalVolume
 from blockd.storage.vg_queue import VgQueue
+from blockd.storage.vg_watch import VgWatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +44,7 @@ class ClassSettings:
         udev: whether udevd runs.
         command_timeout_s: after this an LVM command is overdue; it is never killed.
         max_suspend_s: the longest a volume may stand still for a snapshot.
+        devices: where disks of the volume group can be; empty: anywhere.
     """
 
     name: str
@@ -46,6 +53,7 @@ class ClassSettings:
     udev: bool
     command_timeout_s: float
     max_suspend_s: float
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,18 +109,21 @@ class LvmDisks:
 
     def __init__(
         self,
-        vg: str,
+        settings: ClassSettings,
         catalog_id: str,
         lvm: LvmCommands,
         fronts: Fronts,
         mapper: DeviceMapper,
         queue: VgQueue,
     ) -> None:
-        self._vg, self._lvm, self._fronts, self._mapper = vg, lvm, fronts, mapper
+        self._vg, self._lvm, self._fronts, self._mapper = settings.vg, lvm, fronts, mapper
         self._queue = queue
         self._tag = f"blockd.{catalog_id}"
         self._amiss = asyncio.Event()
         self._catalog_lv = CatalogLv(catalog_id, lvm, mapper)
+        #: What LVM said when the class was opened, for who asks first: nothing has changed since.
+        self._at_open: list[LogicalVolume] | None = None
+        self._vg_watch = VgWatch(settings.vg, settings.devices, self._amiss.set)
         self.vg_uuid = ""
 
     def turn(self) -> AbstractAsyncContextManager[None]:
@@ -131,7 +142,10 @@ class LvmDisks:
             await self._lvm.deactivate([disk])
 
     async def disks(self) -> Mapping[str, int]:
-        return {lv.name: lv.size_bytes for lv in await self._lvm.lvs() if self._ours(lv)}
+        lvs, self._at_open = self._at_open, None
+        if lvs is None:
+            lvs = await self._lvm.lvs()
+        return {lv.name: lv.size_bytes for lv in lvs if self._ours(lv)}
 
     async def inventory(self) -> Inventory:
         """See the port: two processes."""
@@ -248,6 +262,25 @@ class LvmDisks:
 
     # trouble
 
+    @asynccontextmanager
+    async def watching_disks(self) -> AsyncIterator[None]:
+        """Notice for the length of the block what becomes of the disks, and what others change."""
+        await self._vg_watch.open(self.vg_uuid)
+        self._queue.watch = self._vg_watch
+        looking = asyncio.create_task(self._vg_watch.run(), name="vg-watch")
+        try:
+            yield
+        finally:
+            self._queue.watch = None
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+
+    def device_changed(self, missed: bool) -> None:
+        """Some block device came, went, or changed; or that may have been missed."""
+        self._vg_watch.look_soon()
+        if missed:
+            self._amiss.set()
+
     async def amiss(self) -> None:
         """See the port."""
         await self._amiss.wait()
@@ -258,6 +291,7 @@ class LvmDisks:
         left = self._reading.left.items()
         return [
             *self._lvm.slow(),
+            *self._vg_watch.problems(),
             *(f"disk {disk} cannot be put away, and is tried again: {why}" for disk, why in left),
         ]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from blockd.domain.effects import SideEffects
-from blockd.domain.errors import StartError, StorageError, StorageOverdue
-from blockd.host.command import Child, Output, find_tool
+from blockd.domain.errors import HostExhausted, StartError, StorageError, StorageOverdue
+from blockd.host.command import EXHAUSTED, Child, Output, find_tool
 from blockd.storage.lvm_lock import lock_holders, program_of
 from blockd.storage.lvm_report import UnreadableReport
 from blockd.storage.vg_queue import VgQueue
@@ -172,6 +172,8 @@ class LvmRunner:
                 else:
                     self._queue.keep_until(self._end_of(child, running))
         except OSError as err:
+            if err.errno in EXHAUSTED:  # nothing was begun, and it passes
+                raise HostExhausted(f"{verb} cannot be started: {err.strerror}") from err
             raise StorageError(f"{verb}: {err}") from err
         finally:
             self._effects.after(name)

@@ -62,12 +62,11 @@ class LvmThick(LvmDisks):
         queue: VgQueue,
         effects: SideEffects,
     ) -> None:
-        super().__init__(settings.vg, catalog_id, lvm, fronts, mapper, queue)
+        super().__init__(settings, catalog_id, lvm, fronts, mapper, queue)
         self._settings, self._effects = settings, effects
         self.traits = ClassTraits(True, settings.max_snapshots, settings.reserve_bytes)
-        self._reading = DiskReading(
-            settings.vg, lvm, mapper, queue.turn, self._lower, self._amiss.set
-        )
+        amiss, turn = self._amiss.set, queue.turn
+        self._reading = DiskReading(settings.vg, lvm, mapper, turn, self._lower, amiss)
         self._free = FreeExtents(lvm)
         self._catalog_lv = CatalogLv(catalog_id, lvm, mapper, self._free.taking)
 
@@ -368,5 +367,5 @@ async def open_lvm_thick(settings: ThickSettings, around: Surroundings) -> Async
             settings, around.catalog_id, lvm, fronts, around.mapper, queue, around.effects
         )
         await driver.open()
-        async with driver.watching():
+        async with driver.watching_disks(), driver.watching():
             yield driver

@@ -53,7 +53,7 @@ class LvmThin(InstantDisks, LvmDisks):
         mapper: DeviceMapper,
         queue: VgQueue,
     ) -> None:
-        super().__init__(settings.vg, catalog_id, lvm, fronts, mapper, queue)
+        super().__init__(settings, catalog_id, lvm, fronts, mapper, queue)
         self._settings = settings
         self._reading = ThinReading(
             settings.vg, settings.pool, lvm, mapper, queue.turn, self._lower, self._amiss.set
@@ -202,6 +202,7 @@ class LvmThin(InstantDisks, LvmDisks):
                 f"lvchange --zero y {vg}/{pool_name}"
             )
         self.vg_uuid, self._chunk_bytes = pool.vg_uuid, pool.chunk_bytes
+        self._at_open = lvs
         # How LVM names the device (lvm2, lib/activate/dev_manager.c, build_dm_uuid).
         self._pool_uuid = f"LVM-{f'{pool.vg_uuid}{pool.uuid}'.replace('-', '')}-tpool"
         if self._mapper.info(self._pool_uuid) is None:
@@ -221,6 +222,7 @@ class LvmThin(InstantDisks, LvmDisks):
         try:
             if (await self._pool_status()).transaction_id == transaction_id:
                 return
+            self._at_open = None
             if not await self._collision.undo_cut_short():
                 await self._collision.finish_removal()
         except StorageError as err:  # whoever changes something will hear of it
@@ -252,4 +254,5 @@ async def open_lvm_thin(settings: ThinSettings, around: Surroundings) -> AsyncIt
         driver = LvmThin(settings, around.catalog_id, lvm, fronts, around.mapper, queue)
         with closing(driver):
             await driver.open()
-            yield driver
+            async with driver.watching_disks():
+                yield driver

@@ -11,6 +11,20 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Protocol
+
+
+class TurnWatch(Protocol):
+    """Is told of turns, within them, and may take a moment for it."""
+
+    async def before_turn(self) -> None:
+        """It begins."""
+
+    async def after_turn(self) -> None:
+        """It ends."""
+
+    def after_late_turn(self) -> None:
+        """It ends with the command that kept it."""
 
 
 class VgQueue:
@@ -23,6 +37,7 @@ class VgQueue:
         self._urgent: deque[asyncio.Future[None]] = deque()
         self._waited = waited
         self._keeper: asyncio.Task[None] | None = None
+        self.watch: TurnWatch | None = None
 
     @asynccontextmanager
     async def turn(self, *, urgent: bool = False) -> AsyncIterator[None]:
@@ -30,13 +45,20 @@ class VgQueue:
         began = time.monotonic()
         await self._acquire(self._urgent if urgent else self._waiting)
         self._waited(time.monotonic() - began)
+        watch = self.watch
         try:
+            if watch is not None:
+                await watch.before_turn()
             yield
         finally:
-            if self._keeper is None:
-                self._release()
+            if self._keeper is not None:
+                self._keeper.add_done_callback(lambda _: self._freed(watch))
             else:
-                self._keeper.add_done_callback(lambda _: self._freed())
+                try:
+                    if watch is not None:
+                        await asyncio.shield(watch.after_turn())
+                finally:
+                    self._release()
 
     async def _acquire(self, line: deque[asyncio.Future[None]]) -> None:
         if not self._is_held:
@@ -76,6 +98,8 @@ class VgQueue:
 
         self._keeper = asyncio.create_task(keep(), name="late LVM command")
 
-    def _freed(self) -> None:
+    def _freed(self, watch: TurnWatch | None) -> None:
         self._keeper = None
+        if watch is not None:
+            watch.after_late_turn()
         self._release()

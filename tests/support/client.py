@@ -26,21 +26,21 @@ class ApiError(Exception):
 
 
 class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=120)
-        self._path = path
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path, self._timeout_s = path, timeout_s
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(120)
+        self.sock.settimeout(self._timeout_s)
         self.sock.connect(str(self._path))
 
 
 class Api:
     """Verbs of `/block/v1` and `/host/v1`; every call is a connection of its own."""
 
-    def __init__(self, socket_path: Path) -> None:
-        self._path = socket_path
+    def __init__(self, socket_path: Path, *, timeout_s: float = 120) -> None:
+        self._path, self._timeout_s = socket_path, timeout_s
 
     def call(self, method: str, path: str, body: object | None = None) -> Any:
         """The decoded answer.
@@ -49,7 +49,7 @@ class Api:
             ApiError: the status is 400 or more.
             OSError, http.client.HTTPException: the daemon is gone.
         """
-        connection = _Connection(self._path)
+        connection = _Connection(self._path, self._timeout_s)
         try:
             payload = None if body is None else json.dumps(body)
             headers = {} if body is None else {"Content-Type": "application/json"}

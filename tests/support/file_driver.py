@@ -74,6 +74,7 @@ class FileDriver(InstantDisks):
         fail_next: by method name, the error that its next call raises, once, changing nothing.
         gates: by method name, an event that every call waits for before it does anything.
         copy: the space of the catalog's copy.
+        trouble: set it when something was done to the files behind the driver's back.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class FileDriver(InstantDisks):
         """`effects` is told of each method that changes something, before it does."""
         self.fail_next: dict[str, StorageError] = {}
         self.gates: dict[str, asyncio.Event] = {}
+        self.trouble = asyncio.Event()
         self._storage_class, self._capacity_bytes = storage_class, capacity_bytes
         self._effects = effects or SideEffects()
         self._root = root
@@ -257,8 +259,9 @@ class FileDriver(InstantDisks):
         return problems
 
     async def amiss(self) -> None:
-        """See `StorageDriver`: never."""
-        await asyncio.Event().wait()
+        """See `StorageDriver`: when a test says so."""
+        await self.trouble.wait()
+        self.trouble.clear()
 
     def problems(self) -> list[str]:
         """See `StorageDriver`."""

@@ -38,6 +38,8 @@ SAMPLES: list[errors.BlockdError] = [
     errors.UploadGone("gone"),
     errors.Unavailable("busy"),
     errors.CatalogUnavailable("no room"),
+    errors.StorageBusy("busy"),
+    errors.HostExhausted("no descriptor"),
     errors.StorageError("secret"),
     errors.StorageOverdue("secret"),
     errors.NoSpace("secret"),
