@@ -60,7 +60,11 @@ class Child:
         """
         self.argv = tuple(argv)
         self._stdout = os.memfd_create("stdout", os.MFD_CLOEXEC)
-        self._stderr = os.memfd_create("stderr", os.MFD_CLOEXEC)
+        try:
+            self._stderr = os.memfd_create("stderr", os.MFD_CLOEXEC)
+        except OSError:
+            os.close(self._stdout)
+            raise
         try:
             self._process = subprocess.Popen(
                 self.argv,

@@ -107,7 +107,7 @@ class Host:
             *self._jobs.problems.values(),
         ]
         for storage_class in self._classes:
-            problems += self._upkeep.problems.get(storage_class.name, ())
+            problems += await self._upkeep.lines(storage_class)
             problems += storage_class.driver.problems()
             try:
                 pool = await storage_class.driver.pool()

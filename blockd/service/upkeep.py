@@ -16,7 +16,7 @@ from functools import partial
 import structlog
 
 from blockd.catalog import Catalog, Transaction
-from blockd.domain.errors import InUse
+from blockd.domain.errors import CatalogUnavailable, InUse
 from blockd.domain.front import FrontSpec
 from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.steps import front_of
@@ -37,6 +37,16 @@ class Upkeep:
         self.recovered: list[Callable[[], None]] = []
         self._set_up_for: dict[str, set[str]] = {}
         self._to_retry: dict[str, Sequence[str]] = {}
+
+    async def lines(self, storage_class: StorageClass) -> list[str]:
+        """What cannot be had now in a class, less what was deleted meanwhile."""
+        name, lines = storage_class.name, list(self._to_retry.get(storage_class.name, ()))
+        if storage_class.missing:
+            with suppress(CatalogUnavailable):
+                disks = await self._catalog.read(lambda tx: tx.disks.at_rest(name))
+                gone = [disk for disk in disks if disk in storage_class.missing]
+                lines += [f"{disks[disk]}: its LV {disk} is gone" for disk in gone]
+        return lines
 
     async def start(self) -> None:
         """Before anything else: set up what can be had."""

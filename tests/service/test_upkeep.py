@@ -179,6 +179,8 @@ async def test_snapshot_whose_disk_is_gone_is_in_error_refuses_all_and_can_be_de
                 await verb()
         await snapshots.delete(snapshot.id)
         assert len(await problems(run)) == 1, "it may still be brought back"
+        await run.catalog.write("erased", lambda tx: tx.remove_snapshot(snapshot.id))
+        assert await is_well(run)
         stamps.expect((await volumes.device(volume.id)).path, 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from blockd.domain.effects import SideEffects
-from blockd.domain.errors import StorageError, StorageOverdue
+from blockd.domain.errors import HostExhausted, StorageError, StorageOverdue
 from blockd.storage import lvm_lock, lvm_runner
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
 from blockd.storage.lvm_lock import lock_holders, program_of
@@ -109,6 +110,25 @@ async def test_command_beyond_its_deadline_is_named_until_it_ends(
     async with asyncio.timeout(10):
         while lvm.slow():
             await asyncio.sleep(0.01)
+
+
+async def test_want_of_descriptors_fails_nothing_and_leaks_none(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lvm, real, wanted = make("exit 0"), os.memfd_create, 1
+    before = len(os.listdir("/proc/self/fd"))
+
+    def memfd_create(name: str, flags: int) -> int:
+        nonlocal wanted
+        if wanted == 0:
+            raise OSError(errno.EMFILE, "Too many open files")
+        wanted -= 1
+        return real(name, flags)
+
+    monkeypatch.setattr(os, "memfd_create", memfd_create)
+    with pytest.raises(HostExhausted, match="lvchange cannot be started: Too many open files"):
+        await lvm.refresh("lv")
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_holder_of_the_lock_of_a_volume_group_is_found(
