@@ -46,6 +46,8 @@ _MAKE_AGAIN_S: Final = 300.0
 
 #: Behind for longer than this is worth a word in the health.
 _LATE_S: Final = 60.0
+#: What is told at least of a copy that lacks something: tenths are what health shows.
+_LEAST_BEHIND_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +202,10 @@ class _Copy:
         """See `CopyState`; `generation` is the catalog's."""
         newest = None if self._space is None else self._space.newest
         behind_s, problem = 0.0, self.problem
-        if self.generation < generation and self._behind_since is not None:
-            behind_s = time.monotonic() - self._behind_since
+        if self.generation < generation:
+            # A commit of this moment may not be noted yet: it is lacking all the same.
+            now = time.monotonic()
+            behind_s = max(now - (self._behind_since or now), _LEAST_BEHIND_S)
             if problem is None and behind_s > _LATE_S:
                 problem = f"it is {behind_s:.0f} s behind"
         return CopyState(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,7 @@ def run_daemon(config: Path, log: Path, notify_socket: Path, death: Death) -> No
     """Serve; `log` gets what the daemon writes to standard error."""
     with log.open("ab") as file:
         os.dup2(file.fileno(), 2)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 - pytest may have its own
     os.environ["NOTIFY_SOCKET"] = str(notify_socket)
     asyncio.run(_main(config, Crash(death)))
 
