@@ -96,7 +96,9 @@ def parse_lvs(report: bytes) -> list[LogicalVolume]:
             tags=frozenset(row["lv_tags"].split(",")) - {""},
             kind=row["segtype"],
             pool=row["pool_lv"].strip("[]"),
-            writable=row["lv_permissions"].startswith("writeable"),
+            # As LVM notes it: of one that is not active it says `unknown` or `read-only`, and
+            # `read-only-override` of a device that is read-only against what is noted.
+            writable=row["lv_permissions"] != "read-only",
             zeroes=row["zero"] == "zero",
             chunk_bytes=int(row["chunk_size"] or 0),
             origin=row["origin"].strip("[]"),

@@ -123,8 +123,6 @@ def test_killed_daemon_whose_catalog_is_deleted_has_all_back(place: Place) -> No
         daemon.api.idle()  # and has no problems: it is told once
 
 
-# Fails for thin pools: what is found is older than what health said there was. Not understood.
-@pytest.mark.full
 def test_garbled_catalog_is_put_aside_and_all_is_back_after_a_reboot(place: Place) -> None:
     with Daemon(place) as daemon:
         made = fill(daemon)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,17 @@ def test_lvs_of_pool_volume_snapshot_and_plain_lv() -> None:
     assert snapshot.tags == {"blockd.a", "second"}
     assert found["plain"].tags == frozenset()
     assert len(pool.uuid) == len(pool.vg_uuid) == 38
+
+
+@pytest.mark.parametrize(
+    ("said", "writable"),
+    [("writeable", True), ("unknown", True), ("read-only-override", True), ("read-only", False)],
+)
+def test_lv_that_is_not_active_is_as_writable_as_when_it_is(said: str, writable: bool) -> None:
+    report = json.loads((DATA / "lvs-2.03.16.json").read_bytes())
+    for row in report["report"][0]["lv"]:
+        row["lv_permissions"] = said
+    assert {lv.writable for lv in parse_lvs(json.dumps(report).encode())} == {writable}
 
 
 def test_lvs_of_a_grown_origin_and_its_snapshots_one_being_merged() -> None:
