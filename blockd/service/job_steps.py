@@ -37,10 +37,11 @@ class JobSteps:
         self._transfers = TransferSteps(catalog, classes, images)
         self._thick = ThickSteps(catalog, classes)
 
-    def begin(self, job_id: str) -> Callable[[Transaction], Job | None]:
-        """Note that it runs, once more."""
+    def begin(self, job_id: str, forget_before: str) -> Callable[[Transaction], Job | None]:
+        """Note that it runs, once more; jobs that ended before an instant are forgotten."""
 
         def begin(tx: Transaction) -> Job | None:
+            tx.jobs.forget(forget_before)
             job = tx.jobs.get(job_id)
             if job is None or job.has_ended:
                 return None

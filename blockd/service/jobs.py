@@ -164,9 +164,7 @@ class Jobs:
             else:
                 await self._steps.fail(job_id, None, Progress())
             job = await self._catalog.read(lambda tx: tx.jobs.get(job_id))
-        left = None if job is None or not job.phase else await self._steps.undo(job)
-        await self._forget_old()
-        return left
+        return None if job is None or not job.phase else await self._steps.undo(job)
 
     def _slots(self, kind: JobKind) -> asyncio.Semaphore:
         if kind in TRANSFERS:
@@ -191,7 +189,9 @@ class Jobs:
 
     async def _work(self, job_id: str) -> None:
         """Within a slot: to its end, whichever; the row then says what is left to be undone."""
-        job = await self._catalog.write("job running", self._steps.begin(job_id))
+        forget_before = format_timestamp(datetime.now(UTC) - self._keep)
+        begin = self._steps.begin(job_id, forget_before)
+        job = await self._catalog.write("job running", begin)
         if job is None:
             return
         progress = self._progress[job_id] = Progress()
@@ -211,10 +211,6 @@ class Jobs:
             raise failure  # it has not failed: it goes on where it is, later
         if working.cancelled() or failure is not None:
             await self._steps.fail(job_id, failure, progress)
-
-    async def _forget_old(self) -> None:
-        before = format_timestamp(datetime.now(UTC) - self._keep)
-        await self._catalog.write("old jobs forgotten", lambda tx: tx.jobs.forget(before))
 
 
 async def _give_back(acquiring: asyncio.Task[Literal[True]], slots: asyncio.Semaphore) -> None:

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from tests.faults.scenarios import SCENARIOS, Scenario, delete_all
@@ -20,10 +21,12 @@ from tests.support.crash_daemon import Death
 from tests.support.daemon import VG, Daemon, Place
 
 EVENT_WORDS = ("before ", "started ", "after ")
+#: They change nothing, and come when somebody asks.
+_QUESTIONS = ("lvm lvs", "lvm vgs", "lvm pvs")
 #: Side effects of which a power cut leaves nothing.
 _FORGOTTEN = (
     *("dm create", "dm load", "dm clear", "dm resume", "dm remove", "link "),
-    *("lvm lvs", "lvm vgs", "lvm pvs"),
+    *_QUESTIONS,
 )
 FOREIGN = ("alien", "blockd-00000000-0000-4000-8000-000000000000")
 
@@ -35,11 +38,12 @@ def make_foreign(place: Place) -> None:
         place.lvm("lvcreate", "-y", *space, "--addtag", tag, "-n", name, VG)
 
 
-def mount_state(disk: Path, where: Path, *, make: bool) -> None:
-    """The file system of the catalog, on a disk of its own."""
+def mount_disk(disk: Path, where: Path, *, make: bool, options: str = "defaults") -> None:
+    """A file system on a disk of its own."""
+    where.mkdir(parents=True, exist_ok=True)
     if make:
         subprocess.run(["/sbin/mkfs.ext4", "-q", str(disk)], check=True)
-    subprocess.run(["/bin/mount", str(disk), str(where)], check=True)
+    subprocess.run(["/bin/mount", "-o", options, str(disk), str(where)], check=True)
 
 
 def record(place: Place, scenario: Scenario) -> list[str]:
@@ -67,19 +71,39 @@ def fatal_points(events: list[str], how: str) -> list[int]:
     """The events worth dying at.
 
     `kill`: `after` one side effect and `before` the next are the same state of the world, except
-    after a commit, when the answer may have gone out, and at the very end.
+    after a commit, when the answer may have gone out, and at the very end. A question to LVM makes
+    no other state.
 
     `power`: what the kernel holds goes, too, so that what changes nothing on a disk makes no other
     state; of those at which the same is on the disks the last one, as most was promised by then.
     """
-    last = len(events) - 1
+    changes = [n for n, event in enumerate(events) if not _is_question(event)]
+    last = changes[-1]
     if how == "power":
-        return [n for n in range(last) if _is_lasting(events[n + 1])] + [last]
+        return [
+            *(this for this, following in pairwise(changes) if _is_lasting(events[following])),
+            last,
+        ]
     return [
         number
-        for number, event in enumerate(events)
-        if not event.startswith("after ") or event.startswith("after commit") or number == last
+        for number in changes
+        if not events[number].startswith("after ")
+        or events[number].startswith("after commit")
+        or number == last
     ]
+
+
+def named(events: list[str], at: int) -> str:
+    """An event by its name and how many such come before it: `0 after commit volume created`.
+
+    Other things that go on, such as the answer to a question about the pool, come between those of
+    the verb as they like, and must not shift the point at which it dies.
+    """
+    return f"{events[:at].count(events[at])} {events[at]}"
+
+
+def _is_question(event: str) -> bool:
+    return event.partition(" ")[2].startswith(_QUESTIONS)
 
 
 def _is_lasting(event: str) -> bool:
@@ -91,9 +115,10 @@ def _is_lasting(event: str) -> bool:
     return when != "before" and not what.startswith(_FORGOTTEN)
 
 
-def crash(place: Place, scenario: Scenario, at: int, how: str) -> None:
-    """One link: check what the last crash left, then do the verb and die at event `at`."""
-    with Daemon(place, Death(at=at, how=how)) as daemon:
+def crash(place: Place, scenario: Scenario, at: str, how: str) -> None:
+    """One link: check what the last crash left, then do the verb and die at an event: `named`."""
+    number, _, event = at.partition(" ")
+    with Daemon(place, Death(at=int(number), event=event, how=how)) as daemon:
         check_last(place, daemon)
         facts = scenario.prepare(daemon.api)
         _settle(daemon.api, scenario)

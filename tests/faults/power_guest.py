@@ -1,9 +1,10 @@
 """What runs in the guest between two power cuts.
 
-    python -m tests.faults.power_guest NOTES KIND VERB record|end|N
+    python -m tests.faults.power_guest NOTES KIND VERB record|end|EVENT
 
-`record` makes the volume group and records the side effects of VERB in a class of KIND; a number
-checks what the last cut left, does VERB again, and cuts the power at that event; `end` only checks.
+`record` makes the volume group and records the side effects of VERB in a class of KIND; an event
+(`chain.named`) checks what the last cut left, does VERB again, and cuts the power at it; `end` only
+checks.
 NOTES is a folder of the host's, which no power cut reaches.
 """
 
@@ -21,6 +22,8 @@ from tests.support.object_store import object_store
 
 #: An ext4 on a disk of its own: what the daemon did not sync is lost, as on a real host.
 STATE_DISK, STATE = Path("/dev/ubdb"), Path("/var/lib/blockd-faults")
+#: What the object store's answers promise is there: rclone does not sync, so its disk does.
+OBJECT_DISK, OBJECTS = Path("/dev/ubdc"), Path("/var/lib/blockd-objects")
 RUN = Path("/run/blockd-faults")
 
 
@@ -30,11 +33,11 @@ def main() -> None:
     multiprocessing.set_start_method("fork")  # there is one daemon to start, and no thread yet
     scenario = SCENARIOS[verb]()
     RUN.mkdir()
-    STATE.mkdir(parents=True, exist_ok=True)
-    chain.mount_state(STATE_DISK, STATE, make=step == "record")
+    chain.mount_disk(STATE_DISK, STATE, make=step == "record")
+    chain.mount_disk(OBJECT_DISK, OBJECTS, make=step == "record", options="sync,dirsync")
     with contextlib.ExitStack() as stack:
         # Objects survive the cut, uploads do not: MinIO, too, forgets them when it starts again.
-        server = stack.enter_context(object_store(STATE)) if scenario.needs_objects else None
+        server = stack.enter_context(object_store(OBJECTS)) if scenario.needs_objects else None
         place = Place(
             state=STATE,
             run=RUN,
@@ -55,7 +58,7 @@ def _link(place: Place, scenario: Scenario, step: str) -> None:
     elif step == "end":
         chain.end(place, scenario)
     else:
-        chain.crash(place, scenario, int(step), "power")
+        chain.crash(place, scenario, step, "power")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_daemon_killed_at_each_side_effect_leaves_catalog_and_vg_in_agreement(
     events = chain.record(place, scenario)
     for at in chain.fatal_points(events, "kill"):
         print(f"{verb}: dies {events[at]}", flush=True)
-        chain.crash(place, scenario, at, "kill")
+        chain.crash(place, scenario, chain.named(events, at), "kill")
     chain.end(place, scenario)
     assert place.object_storage is not None
     assert place.object_storage.uploads() == []

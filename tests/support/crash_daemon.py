@@ -29,11 +29,13 @@ class Death:
     Attributes:
         record: where each event is written, one a line.
         at: the number of the event at which to die, from 0; None: not at all.
+        event: only those with this name count; empty: all of them.
         how: `kill` as by kill -9, or `power`: the whole guest, as by pulling its plug.
     """
 
     record: Path | None = None
     at: int | None = None
+    event: str = ""
     how: str = "kill"
 
 
@@ -41,7 +43,7 @@ class Crash(SideEffects):
     """Counts events in all threads, once armed."""
 
     def __init__(self, death: Death) -> None:
-        self._at, self._how, self._record = death.at, death.how, death.record
+        self._death = death
         self._armed, self._count, self._lock = False, 0, threading.Lock()
 
     def arm(self, armed: Path) -> None:
@@ -65,15 +67,17 @@ class Crash(SideEffects):
         if not self._armed or event.endswith(" copy write"):
             return
         with self._lock:
-            number, self._count = self._count, self._count + 1
-            if self._record is not None:
-                with self._record.open("a", encoding="utf-8") as file:
+            if self._death.record is not None:
+                with self._death.record.open("a", encoding="utf-8") as file:
                     file.write(f"{event}\n")
-            if number == self._at:
+            if self._death.event not in ("", event):
+                return
+            number, self._count = self._count, self._count + 1
+            if number == self._death.at:
                 self._die()
 
     def _die(self) -> None:
-        if self._how == "power":
+        if self._death.how == "power":
             Path("/proc/sysrq-trigger").write_text("c", encoding="ascii")
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.faults.chain import fatal_points
+import pytest
+
+from tests.faults.chain import fatal_points, named
 
 #: As a daemon has recorded a create.
 CREATE = [
@@ -29,12 +31,27 @@ def test_power_cut_strikes_once_for_each_state_of_the_disks() -> None:
     ]
 
 
-def test_power_cut_strikes_after_a_suspension_but_not_around_a_read() -> None:
-    events = [
-        *("before lvm lvs", "started lvm lvs", "after lvm lvs"),
-        *("before dm suspend", "after dm suspend", "before dm resume", "after dm resume"),
-    ]
+def test_power_cut_strikes_after_a_suspension() -> None:
+    events = ["before dm suspend", "after dm suspend", "before dm resume", "after dm resume"]
     assert [events[at] for at in fatal_points(events, "power")] == [
         "before dm suspend",
         "after dm resume",
+    ]
+
+
+@pytest.mark.parametrize("how", ["kill", "power"])
+def test_question_to_lvm_makes_no_point_wherever_it_comes(how: str) -> None:
+    question = ["before lvm lvs", "started lvm lvs", "after lvm lvs"]
+    expected = [CREATE[at] for at in fatal_points(CREATE, how)]
+    for at in range(len(CREATE) + 1):
+        events = [*CREATE[:at], *question, *CREATE[at:]]
+        assert [events[point] for point in fatal_points(events, how)] == expected
+
+
+def test_event_is_named_by_how_many_alike_come_before_it() -> None:
+    events = ["before lvm lvcreate", "before dm resume", "before lvm lvcreate"]
+    assert [named(events, at) for at in range(3)] == [
+        "0 before lvm lvcreate",
+        "0 before dm resume",
+        "1 before lvm lvcreate",
     ]
