@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from blockd.api import openapi
 from blockd.api.answers import Metadata
 from blockd.api.errors import MAX_BODY_BYTES
+from blockd.api.events import EventsHandlers
 from blockd.api.host import HostHandlers
 from blockd.api.middleware import make_guard
 from blockd.api.peer import Peer
@@ -59,7 +60,13 @@ def make_app(
         described[f"/block/{version}/zones/{{zone}}"] = routes
         elsewhere = f"{{zone:(?!{re.escape(zone)}/)[^/]+}}"
         app.router.add_route("*", f"/block/{version}/zones/{elsewhere}/{{rest:.*}}", _no_zone)
-    host = [*HostHandlers(service).routes(), *JobHandlers(service).routes()]
+    events = EventsHandlers(service)
+    app.on_shutdown.append(events.end)
+    host = [
+        *HostHandlers(service).routes(),
+        *JobHandlers(service).routes(),
+        *events.routes(),
+    ]
     _add(app, "/host/v1", host)
     described["/host/v1"] = host
 

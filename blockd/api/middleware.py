@@ -54,6 +54,11 @@ def make_guard(admit: Callable[[Peer], bool], tokens: Tokens | None) -> Middlewa
     return guard
 
 
+def current_request_id() -> str:
+    """What `X-Request-Id` says, for an answer whose headers are sent before its handler ends."""
+    return str(structlog.contextvars.get_contextvars()["request_id"])
+
+
 def _check(request: web.Request, admit: Callable[[Peer], bool], tokens: Tokens | None) -> None:
     peer = peer_of(request.transport)
     if peer is None and tokens is not None:

@@ -61,6 +61,10 @@ def _operation(prefix: str, route: Route, reference: Any) -> dict[str, Any]:
             {"name": name, "in": "query", "required": False, "schema": schema}
             for name, schema in route.query.model_json_schema()["properties"].items()
         ]
+    parameters += [
+        {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
+        for name in route.headers
+    ]
     if route.method == "POST":
         schema = {"type": "string", "minLength": 1, "maxLength": 255}
         parameters.append({"name": "Idempotency-Key", "in": "header", "schema": schema})
@@ -75,7 +79,7 @@ def _operation(prefix: str, route: Route, reference: Any) -> dict[str, Any]:
     if route.answer is None:
         operation["responses"]["204"] = {"description": "Done"}
     else:
-        content = _json(reference(route.answer))
+        content = {route.media_type: {"schema": reference(route.answer)}}
         operation["responses"]["200"] = {"description": "Done", "content": content}
     if route.body is not None:
         required = bool(route.body.model_fields)

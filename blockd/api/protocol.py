@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
 from uuid import uuid4
 
 import structlog
@@ -19,9 +21,22 @@ class JsonProtocol(web.RequestHandler):
 
     That is malformed HTTP, an unknown method, headers that are too long, a false `Expect`: Python
     clients raise JSONDecodeError on a plain-text body, and Go's drop it (wire.md, c).
+
+    Attributes:
+        when_lost: called when the connection is lost: a handler goes on, and would not know.
     """
 
-    __slots__ = ()
+    __slots__ = ("when_lost",)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.when_lost: Callable[[], None] | None = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The client has left, or was let go."""
+        super().connection_lost(exc)
+        if self.when_lost is not None:
+            self.when_lost()
 
     def handle_error(
         self,

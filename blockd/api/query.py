@@ -75,7 +75,7 @@ _PageSize = Annotated[
 _Order = Annotated[
     OrderBy, BeforeValidator(_order), WithJsonSchema({"type": "string", "enum": list(OrderBy)})
 ]
-_Flag = Annotated[bool, BeforeValidator(_boolean), WithJsonSchema({"type": "boolean"})]
+Flag = Annotated[bool, BeforeValidator(_boolean), WithJsonSchema({"type": "boolean"})]
 
 
 class Paging(BaseModel):
@@ -95,7 +95,7 @@ class Listing(Paging):
     organization_id: Uuid | None = None
     name: str | None = None
     tags: tuple[str, ...] = ()
-    include_deleted: _Flag = False
+    include_deleted: Flag = False
 
     def cut(self) -> Page:
         """The page that is asked for."""
@@ -140,12 +140,12 @@ class SnapshotListing(Listing):
         )
 
 
-_Parameters = TypeVar("_Parameters", bound=Paging)
+_Parameters = TypeVar("_Parameters", bound=BaseModel)
 
 #: Parameters that are given once per value: `tags=a&tags=b`.
 _REPEATED: Final = frozenset({"tags", "volume_ids"})
 #: Clients send texts that they leave unset as empty; an empty number or flag is a mistake.
-_NEVER_EMPTY: Final = frozenset({"page", "page_size", "include_deleted"})
+_NEVER_EMPTY: Final = frozenset({"page", "page_size", "include_deleted", "follow"})
 
 
 def parse_query(model: type[_Parameters], request: web.Request) -> _Parameters:

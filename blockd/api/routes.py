@@ -18,6 +18,8 @@ class Route:
         answer: the body of the 200; None: 204 without one.
         query: the parameters it knows.
         body: the JSON object it takes.
+        media_type: of the 200.
+        headers: the request headers it knows, all optional.
     """
 
     method: str
@@ -27,3 +29,5 @@ class Route:
     answer: type[BaseModel] | None
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
+    media_type: str = "application/json"
+    headers: tuple[str, ...] = ()

@@ -149,7 +149,7 @@ async def _serving(
             return JsonProtocol(
                 manager,
                 loop=loop,
-                access_log=None,  # type: ignore[arg-type]
+                access_log=None,
                 max_line_size=_MAX_LINE_BYTES,
                 max_field_size=_MAX_LINE_BYTES,
             )

@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
+from blockd.catalog.event_rows import HISTORY
 from blockd.catalog.inspection import inspect_catalog
 from blockd.catalog.store import migrate
 from blockd.domain.errors import StartError
@@ -79,6 +80,9 @@ def _put(path: Path, fill: Callable[[Path], None], told: str, count: str) -> Seq
             connection.execute("BEGIN")
             connection.execute(count, [_COUNTS_ON_FROM])
             connection.execute("REPLACE INTO meta VALUES (?, ?)", [UNSETTLED, told])
+            # What was numbered after the copy is lost, and its numbers will come again.
+            history = os.urandom(4).hex()
+            connection.execute("REPLACE INTO meta VALUES (?, ?)", [HISTORY, history])
             connection.execute("COMMIT")
         _sync(fresh)
         aside = put_aside(path)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from blockd.catalog.copy import CatalogImage, PackedImage, pack
 from blockd.catalog.counts import Counts
@@ -57,6 +57,8 @@ class Catalog:
         self.generation = Transaction(writer, None).generation()
         #: Set after each commit, for the one who keeps copies.
         self.changed = asyncio.Event()
+        #: Called after each commit, and after each that failed, in the loop.
+        self.told: list[Callable[[], None]] = [self.changed.set]
         #: Waits until a copy has what is committed; set by the one who keeps copies.
         self.keep_up: Callable[[], Awaitable[None]] | None = None
 
@@ -73,7 +75,7 @@ class Catalog:
         """
         loop = asyncio.get_running_loop()
         writing = loop.run_in_executor(self._write_thread, self._commit, label, change)
-        writing.add_done_callback(lambda _: self.changed.set())
+        writing.add_done_callback(self._tell)
         try:
             result = await asyncio.shield(writing)
         except sqlite3.OperationalError as err:
@@ -129,6 +131,10 @@ class Catalog:
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._copy_thread, self._pack)
+
+    def _tell(self, _writing: asyncio.Future[Any]) -> None:
+        for tell in self.told:
+            tell()
 
     def _pack(self) -> PackedImage:
         # A connection of its own: it neither holds up commits nor readers, and sees no half of one.

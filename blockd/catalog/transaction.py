@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from blockd.catalog.counts import CountsView
 from blockd.catalog.disk_rows import DiskRows
+from blockd.catalog.event_rows import EventRows
 from blockd.catalog.job_rows import JobRows
 from blockd.catalog.meta_rows import MetaRows
 from blockd.catalog.trash_rows import TrashRows
@@ -51,7 +52,7 @@ class Transaction(MetaRows):
         super().__init__(connection)
         self._counts = counts
         self.jobs, self.disks = JobRows(connection), DiskRows(connection)
-        self.trash = TrashRows(connection)
+        self.trash, self.events = TrashRows(connection), EventRows(connection)
 
     # volumes
 

@@ -15,6 +15,7 @@ from blockd.service import Service
 from blockd.service.answers import Answers
 from blockd.service.catalog_copies import CopyState
 from blockd.service.classes import StorageClasses
+from blockd.service.events import Events
 from blockd.service.host import Host, Tenancy
 from blockd.service.job_steps import JobSteps
 from blockd.service.jobs import Jobs
@@ -136,6 +137,7 @@ async def open_service(
                         jobs,
                         max_import_bytes=config.transfers.max_import_size,
                     ),
+                    events=Events(catalog),
                 )
         finally:
             for task in tasks:

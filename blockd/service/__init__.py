@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blockd.service.answers import Answers
+from blockd.service.events import Events
 from blockd.service.host import Host
 from blockd.service.snapshots import Snapshots
 from blockd.service.transfers import Transfers
@@ -20,3 +21,4 @@ class Service:
     host: Host
     answers: Answers
     transfers: Transfers
+    events: Events

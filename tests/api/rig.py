@@ -28,6 +28,7 @@ from blockd.host.uptime import boot_id, uptime_s
 from blockd.service import Service
 from blockd.service.answers import Answers
 from blockd.service.classes import StorageClass, StorageClasses
+from blockd.service.events import Events
 from blockd.service.host import Host, Tenancy
 from blockd.service.job_steps import JobSteps
 from blockd.service.jobs import Jobs
@@ -174,6 +175,7 @@ async def service_over_files(
             Host(tenancy, catalog, classes, operations, jobs, Upkeep(catalog, classes)),
             Answers(catalog),
             Transfers(catalog, classes, trash, tenancy, images, jobs, max_import_bytes=100 * GIB),
+            Events(catalog),
         )
         nothing: Any = None
         rig = Rig(

@@ -61,6 +61,7 @@ async def test_document_is_openapi_with_every_route(api: Api) -> None:
         "POST /host/v1/snapshots/{snapshot_id}/undelete",
         "GET /host/v1/pools",
         "GET /host/v1/health",
+        "GET /host/v1/events",
         "GET /metadata",
     }
     assert found == objects | lists | types | transfers | host
