@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from blockd import __version__
 
-from . import host, jobs, snapshots, volumes
+from . import events, host, jobs, snapshots, volumes
 from .client import Client
 from .complete import DEFAULT_SOCKET
 from .failures import Code, Failure, usage
@@ -123,6 +123,7 @@ def root(
 app.add_typer(volumes.app, name="volume")
 app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(jobs.app, name="job")
+app.command()(events.events)
 app.command()(host.pool)
 app.command()(host.health)
 app.command()(host.version)

@@ -186,9 +186,10 @@ class Client:
             self._connection.connect()
         except OSError as err:
             self.close()
-            raise Failure(Code.UNREACHABLE, self._why(err)) from err
+            raise Failure(Code.UNREACHABLE, self.why_unreachable(err)) from err
 
-    def _why(self, err: OSError) -> str:
+    def why_unreachable(self, err: OSError) -> str:
+        """A line for people: what is wrong with the socket, and the next step."""
         path, start = self.socket_path, "start it with: systemctl start blockd"
         match err:
             case FileNotFoundError():

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .changes import Changes
 from .client import ANSWER_TIMEOUT_S, Client, Resource
 from .failures import Code, Failure
 from .resolve import Kind
@@ -20,9 +21,8 @@ if TYPE_CHECKING:
 #: Statuses that end by themselves (wire.md, d).
 TRANSIENT = frozenset({"creating", "deleting", "resizing", "snapshotting", "updating", "exporting"})
 
-FIRST_INTERVAL_S = 0.02
-LONGEST_INTERVAL_S = 1.0
-GROWTH = 1.5
+#: A look is due after so long, whatever the daemon tells.
+LOOK_S = 30.0
 #: A daemon that is being restarted is back within this time.
 RESTART_S = 10.0
 #: What ends sooner needs no spinner.
@@ -72,9 +72,8 @@ def _settled(
 ) -> Resource:
     path = client.block(f"/{kind.plural}/{resource_id}")
     began_s = answered_s = time.monotonic()
-    interval_s = FIRST_INTERVAL_S
     status = "not known"
-    with _spinner(doing) as spin:
+    with _spinner(doing) as spin, Changes(client.socket_path, resource_id) as changes:
         while (left_s := began_s + timeout_s - time.monotonic()) > 0:
             try:
                 resource = client.get(path, timeout_s=min(left_s, ANSWER_TIMEOUT_S))
@@ -89,9 +88,10 @@ def _settled(
                 status = resource["status"]
                 if status not in TRANSIENT:
                     return resource
-            spin(time.monotonic() - began_s)
-            time.sleep(max(0.0, min(interval_s, began_s + timeout_s - time.monotonic())))
-            interval_s = min(interval_s * GROWTH, LONGEST_INTERVAL_S)
+            waited_s = time.monotonic() - began_s
+            spin(waited_s)
+            pause_s = SPINNER_AFTER_S if waited_s < SPINNER_AFTER_S else LOOK_S
+            changes.wait(min(pause_s, timeout_s - waited_s))
     raise Failure(
         Code.TIMED_OUT,
         f"{doing} takes longer than {timeout_s:g} s: it goes on in the daemon (status: {status}):"

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING
 
 from blockd.domain.units import format_size
 
+from .changes import Changes
 from .client import ANSWER_TIMEOUT_S, Resource
 from .failures import Code, Failure
 from .session import Session
 from .text import clean
-from .wait import FIRST_INTERVAL_S, GROWTH, RESTART_S
+from .wait import LOOK_S, RESTART_S
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
-LONGEST_INTERVAL_S = 0.5
+#: How far a job is is not told by events, so a bar asks.
+BAR_INTERVAL_S = 0.5
 #: For a last look, when time is up or Ctrl-C came.
 MOMENT_S = 1.0
 
@@ -83,21 +85,21 @@ def _ended(session: Session, job: Resource, doing: str, timeout_s: float | None)
 def _polled(session: Session, job: Resource, show: _Bar, until_s: float) -> Resource:
     """The job once it has ended, or as it is when time is up."""
     answered_s = time.monotonic()
-    interval_s = FIRST_INTERVAL_S
-    while job["state"] not in ENDED and (left_s := until_s - time.monotonic()) > 0:
-        show(job)
-        time.sleep(min(interval_s, left_s))
-        interval_s = min(interval_s * GROWTH, LONGEST_INTERVAL_S)
-        patience_s = min(max(until_s - time.monotonic(), MOMENT_S), ANSWER_TIMEOUT_S)
-        try:
-            job = session.client.get(_path(job), timeout_s=patience_s)
-            answered_s = time.monotonic()
-        except Failure as failure:
-            if failure.code is Code.TIMED_OUT and until_s < math.inf:
-                continue
-            away_s = time.monotonic() - answered_s
-            if failure.code is not Code.UNREACHABLE or away_s > RESTART_S:
-                raise
+    pause_s = BAR_INTERVAL_S if sys.stderr.isatty() else LOOK_S
+    with Changes(session.client.socket_path, job["id"]) as changes:
+        while job["state"] not in ENDED and (left_s := until_s - time.monotonic()) > 0:
+            show(job)
+            changes.wait(min(pause_s, left_s))
+            patience_s = min(max(until_s - time.monotonic(), MOMENT_S), ANSWER_TIMEOUT_S)
+            try:
+                job = session.client.get(_path(job), timeout_s=patience_s)
+                answered_s = time.monotonic()
+            except Failure as failure:
+                if failure.code is Code.TIMED_OUT and until_s < math.inf:
+                    continue
+                away_s = time.monotonic() - answered_s
+                if failure.code is not Code.UNREACHABLE or away_s > RESTART_S:
+                    raise
     return job
 
 
