@@ -7,9 +7,6 @@ from typing import Final
 
 from blockd.domain.event import Event, EventFilter, EventKind, Place, ResourceNow, What
 
-#: How many are kept, as the trigger `events_kept` has it.
-KEPT: Final = 10_000
-
 #: A fact about the catalog: which history its events are numbered in.
 HISTORY: Final = "history"
 

@@ -205,6 +205,11 @@ def _open(path: Path, effects: SideEffects) -> Catalog:
         writer = _connect(path)
         writer.execute("PRAGMA journal_mode = WAL")
         writer.execute("PRAGMA synchronous = FULL")
+        # A statement that fires triggers notes how to take it back: in a file, unless told
+        # otherwise, and what does not fit into the cache goes to the log again and again. With
+        # both a change of 12,000 rows writes 4,700 pages instead of 151,000.
+        writer.execute("PRAGMA temp_store = MEMORY")
+        writer.execute("PRAGMA cache_size = -16384")
         migrate(writer)
         if is_new:
             _sync_directory(path.parent)

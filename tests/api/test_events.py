@@ -125,15 +125,15 @@ async def test_what_is_no_longer_kept_is_told_by_a_reset(rig: Rig, api: Api) -> 
 
     def many(tx: Any) -> None:
         tx._sql.execute(
-            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10001)"
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10501)"
             " INSERT INTO events (at, kind, resource_id, project_id, what, status)"
             " SELECT '', 'volume', '', '', 'changed', 'available' FROM n"
         )
 
     await rig.catalog.write("many events", many)
     count = "SELECT count(*) FROM events"
-    kept = await rig.catalog.read(lambda tx: tx._sql.execute(count).fetchone())
-    assert kept == (10_000,)
+    (kept,) = await rig.catalog.read(lambda tx: tx._sql.execute(count).fetchone())
+    assert 10_000 <= kept < 10_250
     async with following(api, f"?last_event_id={place}") as stream:
         block = await stream.event()
         assert (block.name, block.data) == ("reset", {"reason": "missed"})

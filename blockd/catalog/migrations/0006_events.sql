@@ -11,8 +11,8 @@ CREATE TABLE events (
     status      TEXT NOT NULL
 ) STRICT;
 
--- The newest 10,000 are kept: `KEPT` in event_rows.py. The newest is always there, so no number comes twice.
-CREATE TRIGGER events_kept AFTER INSERT ON events BEGIN
+-- The newest 10,000 are kept, and up to 249 more. The newest is always there, so no number comes twice.
+CREATE TRIGGER events_kept AFTER INSERT ON events WHEN new.sequence % 250 = 0 BEGIN
     DELETE FROM events WHERE sequence <= new.sequence - 10000;
 END;
 
