@@ -70,7 +70,7 @@ class VgWatch:
         self._disks: dict[str, _Disk] = {}
         self._asked: dict[str, asyncio.Future[Seen]] = {}
         self._wake = asyncio.Event()
-        self._turns = 0
+        self._turns = self._turns_begun = 0
 
     def problems(self) -> list[str]:
         """A line for each disk that does not answer."""
@@ -108,6 +108,7 @@ class VgWatch:
     async def before_turn(self) -> None:
         """Others may have changed the group since our last turn; from here on it is ourselves."""
         self._turns += 1
+        self._turns_begun += 1
         if await self._note():
             self._tell_change()
 
@@ -127,11 +128,7 @@ class VgWatch:
 
     async def _look(self) -> None:
         troubles = self.problems()
-        before = {uuid: disk.state for uuid, disk in self._disks.items()}
-        await self._refresh()
-        if not self._turns and any(
-            disk.state != before.get(uuid) for uuid, disk in self._disks.items()
-        ):
+        if await self._refresh():
             self._tell_change()
         if any(disk.trouble for disk in self._disks.values()) or not self._disks:
             await self._search()
@@ -169,8 +166,14 @@ class VgWatch:
             known = None
         return known or b""
 
-    async def _refresh(self) -> None:
-        """Read every known disk; one that belongs to another group now is forgotten."""
+    async def _refresh(self) -> bool:
+        """Read every known disk; one that belongs to another group now is forgotten.
+
+        Returns:
+            Whether others changed the group. What was read while a turn of ours began or ended is
+            our own doing, and noted when the turn ends.
+        """
+        has_changed, turns_begun = False, self._turns_begun
         disks = list(self._disks.items())
         found = await asyncio.gather(*(self._read(disk.path) for _, disk in disks))
         for (uuid, disk), header in zip(disks, found, strict=True):
@@ -184,8 +187,10 @@ class VgWatch:
                 self._disks.pop(uuid, None)
             else:
                 disk.trouble = ""
-                if not self._turns:  # else it is our own doing, and noted when the turn ends
+                if not self._turns and self._turns_begun == turns_begun:
+                    has_changed = has_changed or header.state != disk.state
                     disk.state, disk.state_at = header.state, header.state_at
+        return has_changed
 
     async def _search(self) -> None:
         """Look for disks of the group under all names."""

@@ -29,6 +29,16 @@ class Disks:
         }
         self.hang = threading.Event()
         self.hang.set()
+        #: A full look has read a disk; what it read is known once `arrive` is set.
+        self.was_read, self.arrive = threading.Event(), threading.Event()
+        self.arrive.set()
+
+    def look(self, path: Path) -> PvHeader | None:
+        try:
+            return self.read(path)
+        finally:
+            self.was_read.set()
+            assert self.arrive.wait(60)
 
     def read(self, path: Path) -> PvHeader | None:
         assert self.hang.wait(60)
@@ -55,7 +65,7 @@ class Disks:
 @pytest.fixture
 def disks(monkeypatch: pytest.MonkeyPatch) -> Disks:
     made = Disks()
-    monkeypatch.setattr(vg_watch, "read_pv_header", made.read)
+    monkeypatch.setattr(vg_watch, "read_pv_header", made.look)
     monkeypatch.setattr(vg_watch, "read_state", made.read_state)
     monkeypatch.setattr(vg_watch, "candidate_devices", lambda: sorted(made.found))
     monkeypatch.setattr(vg_watch, "_DEADLINE_S", 0.1)
@@ -107,6 +117,22 @@ async def test_change_by_others_is_told_and_our_own_is_not(disks: Disks, watched
     await watched.looked()
     disks.change("/dev/other", b"2")
     await watched.looked()
+
+
+async def test_look_that_outlasts_our_turn_tells_of_nothing(
+    disks: Disks, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vg_watch, "_DEADLINE_S", 30)
+    disks.arrive.clear()
+    looking = asyncio.create_task(watched.looked())
+    await asyncio.to_thread(disks.was_read.wait, 30)
+    async with watched.queue.turn():
+        disks.change("/dev/a", b"2")
+    disks.arrive.set()
+    await looking
+    async with watched.queue.turn():
+        pass
+    assert not watched.told.is_set()
 
 
 async def test_change_by_others_is_told_when_our_turn_comes(disks: Disks, watched: Watched) -> None:
