@@ -17,8 +17,14 @@ pytestmark = pytest.mark.kernel
 
 #: Those that storage carries out otherwise than in a thin class.
 THICK_VERBS = ("create", "clone", "snapshot", "resize", "revert", "erase", "erase snapshot")
+#: Only with --full, as they take long: the plug is pulled at each of an export's side effects always,
+#: and a revert that keeps what was there has each side effect of one that does not.
+LONG_VERBS = ("export", "revert without keeping")
 CASES = [
-    *(pytest.param("thin", verb, id=verb) for verb in SCENARIOS),
+    *(
+        pytest.param("thin", verb, id=verb, marks=pytest.mark.full if verb in LONG_VERBS else ())
+        for verb in SCENARIOS
+    ),
     *(
         pytest.param("thick", verb, id=f"thick {verb}", marks=pytest.mark.full)
         for verb in THICK_VERBS
