@@ -6,6 +6,7 @@ One LVM process per change, none per read.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
@@ -30,6 +31,9 @@ from blockd.storage.vg_queue import VgQueue
 log = structlog.get_logger()
 
 _STATUS_DEADLINE_S = 10.0
+#: LVM removes the device of a pool when its first volume is made, and makes it under another name.
+_ABSENT_S = 2.0
+_LOOK_AGAIN_S = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,18 +167,37 @@ class LvmThin(InstantDisks, LvmDisks):
 
     async def _status(self, uuid: str) -> Target:
         """Of the pool, or of a device in it."""
+        until = time.monotonic() + _ABSENT_S
+        while not (targets := await self._targets(uuid)):
+            if time.monotonic() > until:
+                raise StorageError(
+                    f"pool {self._settings.vg}/{self._settings.pool} is not active, or a device in "
+                    f"it is not: lvchange -ay {self._settings.vg}/{self._settings.pool}"
+                )
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        return targets[0]
+
+    async def _targets(self, uuid: str) -> list[Target]:
+        """None while there is no device, or one without a table."""
+
+        def ask() -> list[Target]:
+            try:
+                return self._mapper.status(uuid)
+            except StorageError:
+                if self._mapper.info(uuid) is None:
+                    return []
+                raise
+
         # In a thread of its own: the kernel answers when the pool's metadata lock is free, and on a
         # disk that hangs it never is.
-        loop = asyncio.get_running_loop()
-        asking = loop.run_in_executor(self._status_threads, self._mapper.status, uuid)
+        asking = asyncio.get_running_loop().run_in_executor(self._status_threads, ask)
         try:
             async with asyncio.timeout(_STATUS_DEADLINE_S):
-                (target,) = await asking
+                return await asking
         except TimeoutError:
             raise StorageError(
                 f"pool {self._settings.vg}/{self._settings.pool} does not answer: does a disk hang?"
             ) from None
-        return target
 
     # start
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,21 +16,11 @@ from blockd.storage.lvm_commands import vg_marker
 from tests.contract.lab_drivers import THICK_DISK, THICK_VG, open_thick
 from tests.kernel.test_thick import overwrite, roomy_snapshot, thick_with, until
 from tests.support import stamps
+from tests.support.vg_lock import vg_lock_held
 
 pytestmark = [pytest.mark.kernel, pytest.mark.asyncio]
 
 SIZE = 128 * MIB
-
-
-@contextmanager
-def vg_lock_held() -> Iterator[None]:
-    """Somebody else's LVM command that takes its time."""
-    descriptor = os.open(f"/run/lock/lvm/V_{THICK_VG}", os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def commands_of_ours() -> list[str]:
@@ -64,7 +50,7 @@ async def test_merge_whose_daemon_dies_while_lvm_marks_it_is_begun_by_the_next()
         assert victim.stdout is not None
         with victim.stdin, victim.stdout:
             assert await asyncio.to_thread(victim.stdout.readline) == b"ready\n"
-            with vg_lock_held():
+            with vg_lock_held(THICK_VG):
                 victim.stdin.write(b"\n")
                 victim.stdin.flush()
                 await until(lambda: any("lvconvert" in text for text in commands_of_ours()))

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from blockd.storage.thin_collision import LAST_ID
-from tests.kernel.test_trouble import MIB, until, vg_lock_held
+from tests.kernel.test_trouble import MIB, until
 from tests.support import stamps, thin_kernel
 from tests.support.agreement import expect_agreement
 from tests.support.client import Api
 from tests.support.daemon import VG, Daemon, Place
+from tests.support.vg_lock import vg_lock_held
 
 pytestmark = pytest.mark.kernel
 
@@ -83,7 +84,7 @@ def test_creation_cut_short_by_a_power_cut_is_undone_at_start_and_done_anew(
 ) -> None:
     with Daemon(place) as daemon:
         volume_id, snapshot_id = prepare(daemon.api)
-        with vg_lock_held():
+        with vg_lock_held(VG):
             if what == "snapshot":
                 daemon.api.block("POST", "snapshots", {"volume_id": volume_id, "name": "made"})
             else:

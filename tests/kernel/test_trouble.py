@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.support import stamps
+from tests.support import stamps, thin_kernel
 from tests.support.agreement import expect_agreement
 from tests.support.client import Api
 from tests.support.daemon import VG, Daemon, Place
+from tests.support.vg_lock import vg_lock_held
 
 pytestmark = pytest.mark.kernel
 
 MIB = 1024**2
-
-
-@contextmanager
-def vg_lock_held() -> Iterator[None]:
-    """Somebody else's LVM command that takes its time: ours waits for the lock of the VG."""
-    descriptor = os.open(f"/run/lock/lvm/V_{VG}", os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def until(what: Callable[[], bool], timeout_s: float = 30) -> float:
@@ -60,6 +49,24 @@ def status(api: Api, kind: str, resource_id: str) -> str:
     return str(api.block("GET", f"{kind}/{resource_id}")["status"])
 
 
+def test_pool_that_is_gone_for_a_moment_is_waited_for(place: Place) -> None:
+    pool = f"{VG}-pool"  # so is it called while no volume uses it: this is the first test here
+    with Daemon(place) as daemon, ThreadPoolExecutor(1) as thread:
+        uuid = thin_kernel.dmsetup("info", "-c", "--noheadings", "-o", "uuid", pool)
+        table = thin_kernel.dmsetup("table", pool)
+        thin_kernel.dmsetup("remove", pool)
+        health = daemon.api.host("GET", "health")
+        assert f"{VG}/pool is not active" in health["problems"][0]
+        thin_kernel.dmsetup("create", pool, "--uuid", uuid, "--notable")
+        asked = thread.submit(daemon.api.host, "GET", "health")
+        with pytest.raises(TimeoutError):
+            asked.result(timeout=0.5)
+        thin_kernel.dmsetup("load", pool, "--table", table)
+        thin_kernel.dmsetup("resume", pool)
+        assert asked.result(timeout=30)["pools"]
+        daemon.api.create_volume("v", 8 * MIB)
+
+
 def test_snapshot_whose_lvm_command_hangs_becomes_error_resumes_the_front_and_leaves_no_lv(
     place: Place,
 ) -> None:
@@ -68,7 +75,7 @@ def test_snapshot_whose_lvm_command_hangs_becomes_error_resumes_the_front_and_le
         api = daemon.api
         volume_id = api.create_volume("hang", 8 * MIB)
         stamps.stamp(api.device(volume_id), 1)
-        with vg_lock_held():
+        with vg_lock_held(VG):
             body = {"volume_id": volume_id, "name": "late"}
             snapshot_id = api.block("POST", "snapshots", body)["id"]
             until(lambda: status(api, "snapshots", snapshot_id) == "error")
@@ -89,7 +96,7 @@ def test_daemon_that_hangs_while_a_front_is_suspended_has_it_resumed_by_the_watc
     with Daemon(place) as daemon:
         api = daemon.api
         volume_id = api.create_volume("stopped", 8 * MIB)
-        with vg_lock_held():
+        with vg_lock_held(VG):
             body = {"volume_id": volume_id, "name": "never"}
             snapshot_id = api.block("POST", "snapshots", body)["id"]
             until(lambda: is_suspended(volume_id))
@@ -111,7 +118,7 @@ def test_daemon_killed_while_lvm_hangs_resumes_the_front_and_the_next_waits_for_
         api = daemon.api
         volume_id = api.create_volume("survivor", 8 * MIB)
         stamps.stamp(api.device(volume_id), 1)
-        with vg_lock_held():
+        with vg_lock_held(VG):
             body = {"volume_id": volume_id, "name": "finished later"}
             snapshot_id = api.block("POST", "snapshots", body)["id"]
             until(lambda: is_suspended(volume_id))
