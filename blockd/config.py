@@ -166,6 +166,7 @@ class DaemonSection(_Section):
     """The daemon itself."""
 
     stop_timeout: Seconds = 30.0
+    examine_at_start: bool = True
 
 
 class Config(_Section):

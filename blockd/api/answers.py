@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from blockd.api.scalars import Uuid
+from blockd.domain.finding import FindingKind
 from blockd.domain.states import Status
 
 #: UTC, six decimals, `Z`.
@@ -210,6 +211,37 @@ class Health(Answer):
     queued: int
     catalog_copies: list[CatalogCopy]
     problems: list[str]
+
+
+class Finding(Answer):
+    """Something that does not agree. `fix`: what a fix would do; null: only a person can help."""
+
+    id: str
+    kind: FindingKind
+    storage_class: str | None = Field(alias="class")
+    subject: str
+    explanation: str
+    fix: str | None
+    advice: str
+
+
+class FixedFinding(Finding):
+    """What became of a fix: `failure` says why it was not done."""
+
+    failure: str | None
+
+
+class Examination(ListOfAnswers):
+    """All that does not agree, seen twice."""
+
+    examined_at: Instant
+    findings: list[Finding]
+
+
+class FixedFindings(Examination):
+    """What was put right, and what there is to be found after it."""
+
+    fixed: list[FixedFinding]
 
 
 class Metadata(Answer):

@@ -12,6 +12,7 @@ from pydantic_core import to_json
 
 from blockd.api import openapi
 from blockd.api.answers import Metadata
+from blockd.api.doctor import DoctorHandlers
 from blockd.api.errors import MAX_BODY_BYTES
 from blockd.api.events import EventsHandlers
 from blockd.api.host import HostHandlers
@@ -66,6 +67,7 @@ def make_app(
         *HostHandlers(service).routes(),
         *JobHandlers(service).routes(),
         *events.routes(),
+        *DoctorHandlers(service).routes(),
     ]
     _add(app, "/host/v1", host)
     described["/host/v1"] = host

@@ -157,6 +157,12 @@ class Undelete(Body):
     """Nothing to say: the body may be left out."""
 
 
+class FixFindings(Body):
+    """Which findings, by id; left out: all that can be put right."""
+
+    ids: list[str] | None = Field(default=None, min_length=1, max_length=1000)
+
+
 async def read_body(request: web.Request) -> bytes:
     """The body as it was sent.
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from blockd.domain.job import JobKind
+from blockd.domain.states import Status
 
 #: Rows that have a disk: all but those in error, in the trash or not.
 _WHOLE: Final = "status <> 'error' AND NOT (status = 'deleted' AND error IS NOT NULL)"
@@ -16,6 +18,22 @@ _IN_NEED: Final = (
     "EXISTS (SELECT 1 FROM snapshots s"
     " WHERE s.origin_disk = t.disk AND s.status NOT IN ('deleted', 'error'))"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class DiskOwner:
+    """Whose a disk is; `has_error`: of a deleted row it means that there are no bytes.
+
+    Attributes:
+        resource: `volume` or `snapshot`.
+    """
+
+    resource: str
+    id: str
+    disk: str
+    size_bytes: int
+    status: Status
+    has_error: bool
 
 
 class DiskRows:
@@ -95,6 +113,20 @@ class DiskRows:
         """The snapshot whose bytes this disk holds."""
         found = self._texts("SELECT id FROM snapshots WHERE disk = ?", [disk])
         return next(iter(found), None)
+
+    def owners(self, storage_class: str) -> list[DiskOwner]:
+        """Every volume and snapshot of a class."""
+        rows = self._sql.execute(
+            "SELECT 'volume', id, disk, size_bytes, status, error IS NOT NULL FROM volumes"
+            " WHERE storage_class = ?1 UNION ALL"
+            " SELECT 'snapshot', id, disk, size_bytes, status, error IS NOT NULL FROM snapshots"
+            " WHERE storage_class = ?1",
+            [storage_class],
+        )
+        return [
+            DiskOwner(resource, id_, disk, size_bytes, Status(status), bool(has_error))
+            for resource, id_, disk, size_bytes, status, has_error in rows
+        ]
 
     def keep_origin(self, disk: str, storage_class: str, size_bytes: int) -> None:
         """Its volume is erased, and snapshots still need it."""

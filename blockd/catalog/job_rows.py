@@ -45,6 +45,10 @@ class JobRows:
         where = "WHERE phase <> '' AND kind = ? AND bucket = ? AND key = ?"
         return next(iter(self._select(where, [JobKind.EXPORT, bucket, key])), None)
 
+    def with_uploads(self) -> list[Job]:
+        """Every job that has, or had, an upload: those that ended for as long as they are kept."""
+        return self._select("WHERE bucket IS NOT NULL AND kind = ? ORDER BY id", [JobKind.EXPORT])
+
     def holders(self) -> dict[str, JobKind]:
         """The snapshots whose disk is needed by a clone's copy or a revert's merge under way."""
         rows = self._sql.execute(

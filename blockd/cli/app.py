@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from blockd import __version__
 
-from . import events, host, jobs, snapshots, volumes
+from . import doctor, events, host, jobs, snapshots, volumes
 from .client import Client
 from .complete import DEFAULT_SOCKET
 from .failures import Code, Failure, usage
@@ -126,6 +126,7 @@ app.add_typer(jobs.app, name="job")
 app.command()(events.events)
 app.command()(host.pool)
 app.command()(host.health)
+app.command()(doctor.doctor)
 app.command()(host.version)
 for group in (app, volumes.app, snapshots.app, jobs.app):
     for command in group.registered_commands:

@@ -85,9 +85,11 @@ class Client:
             "GET", f"{path}?{urlencode(query)}" if query else path, None, timeout_s
         )
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Resource:
+    def post(
+        self, path: str, body: Mapping[str, Any], *, timeout_s: float | None = None
+    ) -> Resource:
         """Ask for something new, or for a verb. Raises Failure."""
-        return self._request("POST", path, body)
+        return self._request("POST", path, body, timeout_s)
 
     def patch(self, path: str, body: Mapping[str, Any]) -> Resource:
         """Change what `body` names. Raises Failure."""

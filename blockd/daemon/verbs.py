@@ -15,6 +15,7 @@ from blockd.service import Service
 from blockd.service.answers import Answers
 from blockd.service.catalog_copies import CopyState
 from blockd.service.classes import StorageClasses
+from blockd.service.doctor import Doctor
 from blockd.service.events import Events
 from blockd.service.host import Host, Tenancy
 from blockd.service.job_steps import JobSteps
@@ -121,11 +122,24 @@ async def open_service(
                 losses = Losses(catalog, classes, operations, jobs, count_loss)
                 tasks.append(asyncio.create_task(losses.run(), name="losses"))
                 tasks.append(asyncio.create_task(upkeep.run(), name="upkeep"))
+                doctor = Doctor(
+                    catalog, classes, images, operations, jobs, tenancy.default_project_id
+                )
+                if config.daemon.examine_at_start:
+                    tasks.append(asyncio.create_task(doctor.run(), name="doctor"))
                 yield Service(
                     volumes=Volumes(catalog, classes, operations, trash, tenancy, jobs),
                     snapshots=Snapshots(catalog, classes, operations, trash, tenancy),
                     host=Host(
-                        tenancy, catalog, classes, operations, jobs, upkeep, copies, restored
+                        tenancy,
+                        catalog,
+                        classes,
+                        operations,
+                        jobs,
+                        upkeep,
+                        doctor,
+                        copies,
+                        restored,
                     ),
                     answers=Answers(catalog),
                     transfers=Transfers(
@@ -138,6 +152,7 @@ async def open_service(
                         max_import_bytes=config.transfers.max_import_size,
                     ),
                     events=Events(catalog),
+                    doctor=doctor,
                 )
         finally:
             for task in tasks:

@@ -33,6 +33,15 @@ class ImageFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Upload:
+    """A multipart upload that was begun at `initiated_at` (UTC, ISO 8601) and not ended."""
+
+    key: str
+    upload_id: str
+    initiated_at: str
+
+
+@dataclass(frozen=True, slots=True)
 class ExportOrder:
     """One export. `upload_id` and `part_bytes` are those of an attempt that may be resumed."""
 

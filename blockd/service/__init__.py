@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blockd.service.answers import Answers
+from blockd.service.doctor import Doctor
 from blockd.service.events import Events
 from blockd.service.host import Host
 from blockd.service.snapshots import Snapshots
@@ -22,3 +23,4 @@ class Service:
     answers: Answers
     transfers: Transfers
     events: Events
+    doctor: Doctor

@@ -8,13 +8,22 @@ from dataclasses import dataclass
 from blockd import __version__
 from blockd.catalog import Catalog
 from blockd.domain.errors import CatalogUnavailable, PermissionDenied, StorageError
+from blockd.domain.finding import FindingKind
 from blockd.domain.pool import PoolUse
 from blockd.domain.volume import TYPE_OF_IOPS
 from blockd.service.catalog_copies import CopyState
 from blockd.service.classes import StorageClasses
+from blockd.service.doctor import Doctor
 from blockd.service.jobs import Jobs
 from blockd.service.operations import Operations
 from blockd.service.upkeep import Upkeep
+
+#: As they are at this moment, and not as the doctor saw them last.
+_TOLD_OF_ANYWAY = (
+    FindingKind.OPERATION_STUCK,
+    FindingKind.JOB_STUCK,
+    FindingKind.DISK_MISSING,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +83,7 @@ class Host:
         operations: Operations,
         jobs: Jobs,
         upkeep: Upkeep,
+        doctor: Doctor,
         copies: Callable[[], list[CopyState]] = list,
         restored: Sequence[str] = (),
     ) -> None:
@@ -85,7 +95,8 @@ class Host:
         """
         self._catalog = catalog
         self._classes, self._operations, self._jobs = classes, operations, jobs
-        self._upkeep, self._copies, self._restored = upkeep, copies, tuple(restored)
+        self._upkeep, self._doctor = upkeep, doctor
+        self._copies, self._restored = copies, tuple(restored)
         self.zone = tenancy.zone
         self.organization_id = tenancy.organization_id
         self.default_project_id = tenancy.default_project_id
@@ -103,8 +114,8 @@ class Host:
         pools, problems = [], [] if self._catalog.trouble is None else [self._catalog.trouble]
         problems += [
             *self._restored,
-            *self._operations.problems.values(),
-            *self._jobs.problems.values(),
+            *self._operations.retries.problems.values(),
+            *self._jobs.retries.problems.values(),
         ]
         for storage_class in self._classes:
             problems += await self._upkeep.lines(storage_class)
@@ -123,6 +134,10 @@ class Host:
         for copy in copies:
             if copy.problem is not None:
                 problems.append(f"class {copy.storage_class}: copy of the catalog: {copy.problem}")
+        if self._doctor.last is not None:
+            for finding in self._doctor.last.findings:
+                if finding.kind not in _TOLD_OF_ANYWAY:
+                    problems.append(f"{finding.explanation} (blockctl doctor)")
         queued = 0
         try:
             queued = await self._operations.under_way() + await self._jobs.under_way()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -23,6 +22,7 @@ from blockd.domain.transfer import Progress
 from blockd.domain.units import format_timestamp, now_timestamp
 from blockd.domain.volume import Volume
 from blockd.service.job_steps import JobSteps
+from blockd.service.retries import Retries
 
 log = structlog.get_logger()
 
@@ -36,7 +36,10 @@ _MERGED_AT_ONCE = 4
 
 
 class Jobs:
-    """Carries jobs out. `problems` holds a line for each that left something it cannot undo yet."""
+    """Carries jobs out.
+
+    `retries.problems` holds a line for each that left something it cannot undo yet.
+    """
 
     def __init__(
         self, catalog: Catalog, steps: JobSteps, *, concurrency: int, keep_s: float
@@ -52,11 +55,10 @@ class Jobs:
         self._write_slots = asyncio.Semaphore(_WRITTEN_AT_ONCE)
         self._merge_slots = asyncio.Semaphore(_MERGED_AT_ONCE)
         self._keep = timedelta(seconds=keep_s)
-        self._again = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._cancelled: dict[str, asyncio.Event] = {}
         self._progress: dict[str, Progress] = {}
-        self.problems: dict[str, str] = {}
+        self.retries: Retries[str] = Retries()
 
     async def __aenter__(self) -> Self:
         return self
@@ -77,8 +79,7 @@ class Jobs:
 
     def try_again(self) -> None:
         """What is not settled is tried at once: some trouble has ended."""
-        self._again.set()
-        self._again = asyncio.Event()
+        self.retries.all_again()
 
     async def under_way(self) -> int:
         """How many jobs have something left to be done or undone, as the journal has it."""
@@ -141,12 +142,11 @@ class Jobs:
                     log.exception("job not settled, will be tried again")
                     left = str(err) or type(err).__name__
                 if left is None:
-                    self.problems.pop(job_id, None)
+                    self.retries.succeeded(job_id)
                     return
-                self.problems[job_id] = f"job {job_id}: {left}; tried again in {retry_s:.0f} s"
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(retry_s * random.uniform(0.75, 1.25)):  # noqa: S311
-                        await self._again.wait()
+                problem = f"job {job_id}: {left}; tried again in {retry_s:.0f} s"
+                pause_s = retry_s * random.uniform(0.75, 1.25)  # noqa: S311
+                await self.retries.pause(job_id, problem, pause_s)
                 retry_s = min(retry_s * 2, _LAST_RETRY_S)
 
     async def _attempt(self, job_id: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +14,7 @@ from blockd.domain.errors import StorageError, StorageOverdue, Unavailable
 from blockd.domain.intent import Intent, Verb
 from blockd.service.classes import StorageClasses
 from blockd.service.promises import recall_promises
+from blockd.service.retries import Retries
 from blockd.service.steps import Steps
 
 log = structlog.get_logger()
@@ -28,7 +28,7 @@ _LAST_RETRY_S = 60.0
 class Operations:
     """Carries intents out, each when its turn in its class's queue has come.
 
-    `problems` holds a line for each operation that is being tried again.
+    `retries.problems` holds a line for each operation that is being tried again, by intent.
     """
 
     def __init__(self, catalog: Catalog, classes: StorageClasses, *, stop_s: float) -> None:
@@ -36,8 +36,12 @@ class Operations:
         self._catalog, self._classes, self._stop_s = catalog, classes, stop_s
         self._steps = Steps(catalog, classes)
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._stopping, self._again = asyncio.Event(), asyncio.Event()
-        self.problems: dict[int, str] = {}
+        self._stopping = asyncio.Event()
+        self.retries: Retries[int] = Retries()
+
+    def carries_out(self, intent: Intent) -> bool:
+        """Whether somebody is at it."""
+        return intent.id in self._tasks
 
     async def under_way(self) -> int:
         """How many operations wait or run, as the journal has it."""
@@ -76,7 +80,7 @@ class Operations:
     ) -> None:
         """Let what runs end, up to the deadline; what waits stays in the journal."""
         self._stopping.set()
-        self.try_again()
+        self.retries.stop()
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=self._stop_s)
         parked = list(self._tasks.values())
@@ -100,15 +104,15 @@ class Operations:
             except Exception as err:
                 # Whatever it was, the journal still says what is to be done, and every step can
                 # be done again: a full file system or a busy LV passes, a restart may not come.
-                self.problems[intent.id] = (
+                problem = (
                     f"{intent.verb} {intent.resource_id}: {err or type(err).__name__}; "
                     f"tried again in {retry_s:g} s"
                 )
                 log.exception("operation failed, will be tried again", verb=intent.verb)
-                await self._pause(retry_s)
+                await self.retries.pause(intent.id, problem, retry_s)
                 retry_s = min(retry_s * 2, _LAST_RETRY_S)
                 continue
-            self.problems.pop(intent.id, None)
+            self.retries.succeeded(intent.id)
             for follow_up in follow_ups:
                 self.submit(follow_up)
             return
@@ -138,10 +142,4 @@ class Operations:
 
     def try_again(self) -> None:
         """What failed is tried at once: some trouble has ended."""
-        self._again.set()
-        self._again = asyncio.Event()
-
-    async def _pause(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._again.wait()
+        self.retries.all_again()

@@ -15,10 +15,11 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from blockd.domain.allocation import Allocation
+from blockd.domain.finding import Finding
 from blockd.domain.front import FrontSpec
 from blockd.domain.inventory import Inventory
 from blockd.domain.pool import ClassTraits, PoolUse
-from blockd.domain.transfer import Exported, ExportNotes, ExportOrder, ImageFacts, Progress
+from blockd.domain.transfer import Exported, ExportNotes, ExportOrder, ImageFacts, Progress, Upload
 from blockd.domain.volume import Device, OpenDisk
 
 
@@ -219,6 +220,15 @@ class StorageDriver(Protocol):
     async def disks(self) -> Mapping[str, int]:
         """Every disk that is ours, with its size in bytes. For recovery: one process."""
 
+    async def examine(self) -> Sequence[Finding]:
+        """What is wrong with the disks' devices, and can be seen without the catalog.
+
+        Within a turn, so that nothing is under way; a few processes. Nothing is changed.
+        """
+
+    async def mend(self, finding: Finding) -> None:
+        """Put right one of these, if it is (still) so. Within a turn."""
+
     async def inventory(self) -> Inventory:
         """The same with all that can be seen of them, and of the fronts. For a lost catalog."""
 
@@ -265,6 +275,13 @@ class Images(Protocol):
 
     async def abort_since(self, bucket: str, key: str, before: Sequence[str], since: str) -> None:
         """End the uploads to this key that were begun after the instant `since`, but `before`."""
+
+    async def uploads(self, bucket: str) -> Sequence[Upload]:
+        """Every upload to this bucket that was begun and not ended, whoever began it.
+
+        Raises:
+            BucketUnfit: among others; there is no such bucket.
+        """
 
     async def exported(self, order: ExportOrder) -> int | None:
         """The size of the object, if it is the one that this order's upload became."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -106,14 +106,17 @@ class DiskReading:
 
         Within a turn, or at start: no process where there is nothing. `ours` asks for our disks.
         """
-        if names := {info.name for info in self._left_active()}:
-            there = {lv_device_name(self._vg, disk): disk for disk in await ours()}
-            left = [disk for name, disk in there.items() if name in names]
-            if left := [disk for disk in left if not self._readers[disk]]:
-                await self._lvm.deactivate(left)
+        if self._closed_pictures() and (left := self.left_active(await ours())):
+            await self._lvm.deactivate(left)
         self.left.clear()
 
-    def _left_active(self) -> list[DeviceInfo]:
+    def left_active(self, disks: Iterable[str]) -> list[str]:
+        """Those of `disks` that are active for a reader who is gone: no process."""
+        names = {info.name for info in self._closed_pictures()}
+        left = [disk for disk in disks if lv_device_name(self._vg, disk) in names]
+        return [disk for disk in left if not self._readers[disk]]
+
+    def _closed_pictures(self) -> list[DeviceInfo]:
         """Active, read-only and closed devices with names of ours, snapshots all: no process."""
         prefix = lv_device_name(self._vg, "blockd-")
         devices = self._mapper.devices(prefix)

@@ -30,7 +30,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 LINK_DIRECTORY = Path("/dev/blockd")
-_NAME_PREFIX = "blockd-"
+_NAME_PREFIX, _UUID_PREFIX = "blockd-", "BLOCKD-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def resume_fronts(mapper: DeviceMapper, owner: str, effects: SideEffects) -> Non
 
 
 def _uuid_prefix(owner: str) -> str:
-    return f"BLOCKD-{owner}-"
+    return f"{_UUID_PREFIX}{owner}-"
 
 
 class Fronts:
@@ -110,6 +110,34 @@ class Fronts:
             for info in self._mapper.devices(_NAME_PREFIX)
             if info.uuid.startswith(self._uuid_prefix)
         }
+
+    def wrong_links(self) -> dict[str, DeviceInfo | None]:
+        """Names in the folder of links that do not lead to the front of that name, and the front.
+
+        Also those of our own fronts that are not there.
+        """
+        there = LINK_DIRECTORY.iterdir() if LINK_DIRECTORY.is_dir() else ()
+        names = {link.name for link in there if link.is_symlink()}
+        fronts = {name: self._front_named(name) for name in sorted(names | self.ours().keys())}
+        return {
+            name: front
+            for name, front in fronts.items()
+            if front is None or not _leads_to(self.path(name), front)
+        }
+
+    def mend_link(self, name: str) -> None:
+        """Make a wrong link lead to its front, or remove it where there is none."""
+        front = self.wrong_links().get(name)
+        if front is not None:
+            self._link(name, front)
+        elif self._front_named(name) is None:
+            with self._effects.around("link remove"):
+                self.path(name).unlink(missing_ok=True)
+
+    def _front_named(self, name: str) -> DeviceInfo | None:
+        """Of whichever class or catalog: the folder is for all of them."""
+        info = self._mapper.info_of_name(_NAME_PREFIX + name)
+        return info if info is not None and info.uuid.startswith(_UUID_PREFIX) else None
 
     def number_behind(self, volume_id: str) -> str | None:
         """`major:minor` of the device under the front, None without a front or a table."""
@@ -276,7 +304,7 @@ class Fronts:
 
     def _link(self, volume_id: str, info: DeviceInfo) -> None:
         link, target = self.path(volume_id), f"../dm-{info.minor}"
-        if link.is_symlink() and str(link.readlink()) == target:
+        if _leads_to(link, info):
             return
         with self._effects.around("link make"):
             LINK_DIRECTORY.mkdir(mode=0o755, exist_ok=True)
@@ -295,3 +323,7 @@ class Fronts:
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Do what may wait for I/O without stopping the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _leads_to(link: Path, front: DeviceInfo) -> bool:
+    return link.is_symlink() and str(link.readlink()) == f"../dm-{front.minor}"

@@ -19,12 +19,14 @@ from pathlib import Path
 
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import InUse, StorageError, StorageOverdue
+from blockd.domain.finding import Finding, FindingKind
 from blockd.domain.front import FrontSpec
 from blockd.domain.inventory import FoundDisk, Inventory
 from blockd.domain.units import SECTOR_BYTES
 from blockd.domain.volume import Device, OpenDisk
 from blockd.host.command import Companion
 from blockd.storage.catalog_lv import CatalogLv
+from blockd.storage.device_examination import DeviceExamination
 from blockd.storage.disk_reading import DiskReading
 from blockd.storage.dm import DeviceInfo, DeviceMapper, lv_device_name, lv_of_device_name
 from blockd.storage.fronts import Fronts, Lower, front_owner
@@ -106,6 +108,8 @@ class LvmDisks:
     """The part of `service.ports.StorageDriver` that does not depend on the kind of LV."""
 
     _reading: DiskReading
+    #: LVs of the class that are nobody's disk: a pool with its parts.
+    _private_lvs: Sequence[str] = ()
 
     def __init__(
         self,
@@ -211,6 +215,43 @@ class LvmDisks:
         except StorageError as err:
             return [str(err)]
         return []
+
+    # examination
+
+    async def examine(self) -> list[Finding]:
+        """See the port: one LVM process."""
+        lvs = await self._lvm.lvs()
+        disks = [lv.name for lv in lvs if self._ours(lv)]
+        examination = DeviceExamination(self._vg, self._mapper, self._fronts)
+        findings = [
+            *(_left_active(disk) for disk in self._reading.left_active(disks)),
+            *examination.find([*disks, *self._private_lvs]),
+        ]
+        if any(finding.kind is FindingKind.DEVICE_SUSPENDED for finding in findings):
+            # The kernel would wait for it: a pool that is asked for a snapshot of its metadata
+            # flushes its data first (Linux, dm-thin.c, metadata_pre_commit_callback).
+            return findings
+        return [*findings, *await self._examine_space(lvs, frozenset(disks))]
+
+    async def mend(self, finding: Finding) -> None:
+        """See the port."""
+        disks = list(await self.disks())
+        examination = DeviceExamination(self._vg, self._mapper, self._fronts)
+        if finding.kind is FindingKind.DISK_ACTIVE:
+            if left := self._reading.left_active({finding.subject} & set(disks)):
+                await self._lvm.deactivate(left)
+        elif not await examination.mend(finding, [*disks, *self._private_lvs]):
+            await self._mend_space(finding)
+
+    async def _examine_space(
+        self, lvs: Sequence[LogicalVolume], ours: frozenset[str]
+    ) -> list[Finding]:
+        """What is particular to the class."""
+        del lvs, ours
+        return []
+
+    async def _mend_space(self, finding: Finding) -> None:
+        """Put one of these right."""
 
     # fronts
 
@@ -350,4 +391,13 @@ def _found_disk(lv: LogicalVolume) -> FoundDisk:
         is_writable=lv.writable,
         origin=lv.origin or None,
         is_merging=bool(lv.origin and lv.is_merging),
+    )
+
+
+def _left_active(disk: str) -> Finding:
+    return Finding(
+        FindingKind.DISK_ACTIVE,
+        disk,
+        f"{disk} was made readable for somebody who is gone, and stays active",
+        fix="deactivate it",
     )

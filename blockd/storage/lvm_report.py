@@ -43,6 +43,7 @@ class LogicalVolume:
         is_merging: a classic snapshot that is being merged, or its origin.
         transaction_id: of a thin pool, how many changes LVM has begun; of a thin LV, the pool's
             before it was made; 0 of all others.
+        thin_id: of a thin LV, the number of its device within the pool; 0 of all others.
     """
 
     name: str
@@ -59,6 +60,7 @@ class LogicalVolume:
     origin_bytes: int = 0
     is_merging: bool = False
     transaction_id: int = 0
+    thin_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ def parse_lvs(report: bytes) -> list[LogicalVolume]:
             origin_bytes=int(row["origin_size"] or 0) if not row["pool_lv"] else 0,
             is_merging=bool(row["lv_merging"]),
             transaction_id=int(row["transaction_id"] or 0),
+            thin_id=int(row["thin_id"] or 0),
         ),
     )
     # With `segtype` asked for, LVM has a row for each segment: one that has grown comes again.

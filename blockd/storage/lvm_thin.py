@@ -16,6 +16,7 @@ import structlog
 
 from blockd.domain.allocation import Allocation
 from blockd.domain.errors import StartError, StorageError
+from blockd.domain.finding import Finding
 from blockd.domain.front import FrontSpec
 from blockd.domain.pool import PoolUse
 from blockd.storage.dm import DeviceMapper, Target
@@ -23,8 +24,10 @@ from blockd.storage.fronts import Fronts
 from blockd.storage.instant import InstantDisks
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
 from blockd.storage.lvm_disks import ClassSettings, LvmDisks, Surroundings, wired
+from blockd.storage.lvm_report import LogicalVolume
 from blockd.storage.pool_status import PoolStatus, parse_pool_status
 from blockd.storage.thin_collision import ThinCollision
+from blockd.storage.thin_examination import ThinExamination
 from blockd.storage.thin_reading import ThinReading
 from blockd.storage.vg_queue import VgQueue
 
@@ -147,6 +150,16 @@ class LvmThin(InstantDisks, LvmDisks):
     async def allocation(self, disk: str, size_bytes: int) -> Allocation | None:
         return await self._reading.allocation(disk, size_bytes, self._pool_uuid)
 
+    # examination
+
+    async def _examine_space(
+        self, lvs: Sequence[LogicalVolume], ours: frozenset[str]
+    ) -> list[Finding]:
+        return await self._examination.find(lvs, ours)
+
+    async def _mend_space(self, finding: Finding) -> None:
+        await self._examination.mend(finding)
+
     # the pool
 
     async def pool(self) -> PoolUse:
@@ -238,6 +251,10 @@ class LvmThin(InstantDisks, LvmDisks):
             pool_name, self._pool_uuid, self._tag, self._lvm, self._mapper, self._pool_status
         )
         self._lvm.clear_way = self._collision.clear_way
+        self._private_lvs = (pool_name, f"{pool_name}_tdata", f"{pool_name}_tmeta")
+        self._examination = ThinExamination(
+            vg, pool_name, self._pool_uuid, self._reading, self._collision, self._pool_status
+        )
         await self._undo_cut_short(pool.transaction_id)
 
     async def _undo_cut_short(self, transaction_id: int) -> None:

@@ -24,7 +24,7 @@ from blockd.storage.dm import DeviceMapper
 from blockd.storage.lvm_commands import LvmCommands
 from blockd.storage.lvm_lock import lvm_lock
 from blockd.storage.pool_status import PoolStatus
-from blockd.storage.vg_text import PoolText, parse_pool
+from blockd.storage.vg_text import PoolText, ThinLv, parse_pool
 
 log = structlog.get_logger()
 
@@ -33,6 +33,11 @@ LAST_ID = 2**24 - 1
 _MOST_KEPT = 4096
 
 _LOCK_S = 60.0
+
+
+def is_kept(device_id: int) -> bool:
+    """Whether it is the number of a device that was set aside."""
+    return device_id > LAST_ID - _MOST_KEPT
 
 
 class ThinCollision:
@@ -61,15 +66,20 @@ class ThinCollision:
             return False
         self._is_clearing = True
         try:
-            return await self.undo_cut_short() or await self._set_aside_unknown(device_id)
+            return await self.undo_cut_short() or await self.set_aside_unknown(device_id)
         except StorageError as err:
             log.exception("a thin device stays in LVM's way", thin_id=device_id, reason=str(err))
             return False
         finally:
             self._is_clearing = False
 
+    async def cut_short(self) -> list[ThinLv]:
+        """The creation that was cut short, if there is one."""
+        text, transaction_id = await self._look()
+        return text.cut_short(transaction_id)
+
     async def undo_cut_short(self) -> bool:
-        """Undo the creation that was cut short, if there is one; whether there was."""
+        """Undo it; whether there was one."""
         text, transaction_id = await self._look()
         cut_short = text.cut_short(transaction_id)
         if not cut_short:
@@ -100,23 +110,19 @@ class ThinCollision:
                 await self._tell(f"delete {device_id}", passes=errno.ENODATA)
             await self._tell(f"set_transaction_id {transaction_id} {transaction_id + 1}")
 
-    async def _set_aside_unknown(self, device_id: int) -> bool:
+    async def set_aside_unknown(self, device_id: int) -> bool:
+        """Give a device that LVM does not know a number out of its reach; False if LVM does."""
         text, transaction_id = await self._look()
         if any(lv.device_id == device_id for lv in text.lvs):
             return False
         async with self._undisturbed(transaction_id):
-            await self.set_aside(device_id)
+            kept_id = await self.keep(device_id)
+            try:
+                await self._tell(f"delete {device_id}")
+            except StorageError:  # somebody uses it
+                await self._tell(f"delete {kept_id}")
+                raise
         return True
-
-    async def set_aside(self, device_id: int) -> int:
-        """Give a device that LVM does not know a number that LVM does not reach; which."""
-        kept_id = await self.keep(device_id)
-        try:
-            await self._tell(f"delete {device_id}")
-        except StorageError:  # somebody uses it
-            await self._tell(f"delete {kept_id}")
-            raise
-        return kept_id
 
     async def keep(self, device_id: int) -> int:
         """A second picture of a device, under a number that LVM does not reach; which."""

@@ -8,8 +8,8 @@ reserved, which is put right at the next start.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import structlog
 
@@ -21,6 +21,7 @@ from blockd.storage.dm import DeviceMapper, lv_device_name
 from blockd.storage.fronts import Lower
 from blockd.storage.lvm_commands import LvmCommands
 from blockd.storage.thin_dump import ThinDump
+from blockd.storage.thin_ids import parse_thin_id
 
 log = structlog.get_logger()
 
@@ -43,27 +44,53 @@ class ThinReading(DiskReading):
         """As `DiskReading`."""
         super().__init__(vg, lvm, mapper, turn, lower, amiss)
         self._pool = pool
-        self._thin_dump = find_tool("thin_dump", "thin-provisioning-tools")
+        self._thin_dump, self._thin_ls = (
+            find_tool(tool, "thin-provisioning-tools") for tool in ("thin_dump", "thin_ls")
+        )
         self._metadata_snapshot = asyncio.Lock()
 
     async def allocation(self, disk: str, size_bytes: int, pool_uuid: str) -> Allocation:
         """See the port. Costs no LVM process."""
-        device = str(self.device_id(disk))
-        metadata = f"/dev/mapper/{lv_device_name(self._vg, f'{self._pool}_tmeta')}"
         dump = ThinDump(size_bytes)
+        device = str(self.device_id(disk))
+        async with self._lines(pool_uuid, self._thin_dump, "--dev-id", device) as lines:
+            async for line in lines:
+                dump.take(line)
+        return dump.finish()
+
+    async def thin_ids(self, pool_uuid: str) -> set[int]:
+        """The numbers of all devices of the pool, whoever knows them."""
+        numbers = set()
+        argv = (self._thin_ls, "--no-headers", "--format", "DEV")
+        async with self._lines(pool_uuid, *argv) as lines:
+            async for line in lines:
+                if (number := parse_thin_id(line)) is not None:
+                    numbers.add(number)
+        return numbers
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a snapshot of the metadata is reserved because somebody here reads it."""
+        return self._metadata_snapshot.locked()
+
+    @asynccontextmanager
+    async def _lines(
+        self, pool_uuid: str, tool: str, *args: str
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """What a tool says of the pool's metadata as they are now."""
+        metadata = f"/dev/mapper/{lv_device_name(self._vg, f'{self._pool}_tmeta')}"
         async with self._metadata_snapshot:
             # Reserving commits the pool's metadata first: what was written is in it.
             await asyncio.to_thread(self._mapper.message, pool_uuid, "reserve_metadata_snap")
             try:
-                argv = (self._thin_dump, "--metadata-snap", "--dev-id", device, metadata)
+                argv = (tool, "--metadata-snap", *args, metadata)
                 async with lines_of(argv, silence_s=_SILENCE_S) as lines:
-                    async for line in lines:
-                        dump.take(line)
+                    yield lines
             except TimeoutError:
-                raise StorageError(f"thin_dump said nothing for {_SILENCE_S:g} s") from None
+                name = tool.rpartition("/")[2]
+                raise StorageError(f"{name} said nothing for {_SILENCE_S:g} s") from None
             finally:
                 await asyncio.shield(self._release(pool_uuid))
-        return dump.finish()
 
     async def _release(self, pool_uuid: str) -> None:
         await asyncio.to_thread(self._mapper.message, pool_uuid, "release_metadata_snap")

@@ -17,7 +17,7 @@ import structlog
 from blockd.domain.allocation import CLUSTER_BYTES, Allocation
 from blockd.domain.errors import ObjectMissing, StorageError, StoreUnavailable, UploadGone
 from blockd.domain.job import Compression
-from blockd.domain.transfer import Exported, ExportNotes, ExportOrder, ImageFacts, Progress
+from blockd.domain.transfer import Exported, ExportNotes, ExportOrder, ImageFacts, Progress, Upload
 from blockd.domain.units import GIB
 from blockd.domain.volume import OpenDisk
 from blockd.transfer.digest import ContentDigest
@@ -99,6 +99,9 @@ class Images:
                 is_ours = False
             if is_ours:
                 await self._store.abort_upload(bucket, key, upload.upload_id)
+
+    async def uploads(self, bucket: str) -> list[Upload]:
+        return await self._store.list_uploads(bucket, None)
 
     async def exported(self, order: ExportOrder) -> int | None:
         try:

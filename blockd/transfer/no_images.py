@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from blockd.domain.allocation import Allocation
 from blockd.domain.errors import ObjectStoreError
-from blockd.domain.transfer import Exported, ExportNotes, ExportOrder, ImageFacts, Progress
+from blockd.domain.transfer import Exported, ExportNotes, ExportOrder, ImageFacts, Progress, Upload
 from blockd.domain.volume import OpenDisk
 
 
@@ -34,6 +34,9 @@ class NoImages:
         raise _refusal()
 
     async def abort_since(self, bucket: str, key: str, before: Sequence[str], since: str) -> None:
+        raise _refusal()
+
+    async def uploads(self, bucket: str) -> Sequence[Upload]:
         raise _refusal()
 
     async def exported(self, order: ExportOrder) -> int | None:

@@ -27,11 +27,11 @@ from blockd.domain.errors import (
     StoreUnavailable,
     UploadGone,
 )
+from blockd.domain.transfer import Upload
 from blockd.transfer.bandwidth import Bandwidth
 from blockd.transfer.s3_answers import (
     Fault,
     Part,
-    Upload,
     fault_of,
     parse_document,
     parse_parts,
@@ -210,9 +210,9 @@ class ObjectStore:
                 return sorted(parts, key=lambda part: part.number)
             marker = following
 
-    async def list_uploads(self, bucket: str, key: str) -> list[Upload]:
-        """The uploads to exactly this key that were begun and not ended."""
-        query = {"uploads": "", "prefix": key}
+    async def list_uploads(self, bucket: str, key: str | None) -> list[Upload]:
+        """The uploads to exactly this key that were begun and not ended; None: to any."""
+        query = {"uploads": "", "prefix": key or ""}
         uploads: list[Upload] = []
         while True:
             try:
@@ -220,10 +220,10 @@ class ObjectStore:
             except UploadGone:  # what rclone says of a bucket that never had one
                 return uploads
             page, following = parse_uploads(body)
-            uploads += [upload for upload in page if upload.key == key]
+            uploads += [upload for upload in page if key in (None, upload.key)]
             if following is None or following == query:
                 return uploads
-            query = {"uploads": "", "prefix": key, **following}
+            query = {"uploads": "", "prefix": key or "", **following}
 
     async def complete_upload(
         self, bucket: str, key: str, upload_id: str, etags: Sequence[str]

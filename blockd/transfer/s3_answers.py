@@ -17,6 +17,7 @@ from blockd.domain.errors import (
     ObjectStoreError,
     UploadGone,
 )
+from blockd.domain.transfer import Upload
 from blockd.transfer.s3_retry import Transient
 
 _TRANSIENT_CODES: Final = frozenset(
@@ -60,15 +61,6 @@ class Part:
     number: int
     size_bytes: int
     etag: str
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """An upload that was begun at `initiated_at` (UTC, ISO 8601) and not ended."""
-
-    key: str
-    upload_id: str
-    initiated_at: str
 
 
 def parse_document(body: bytes) -> ElementTree.Element:

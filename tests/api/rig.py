@@ -28,6 +28,7 @@ from blockd.host.uptime import boot_id, uptime_s
 from blockd.service import Service
 from blockd.service.answers import Answers
 from blockd.service.classes import StorageClass, StorageClasses
+from blockd.service.doctor import Doctor
 from blockd.service.events import Events
 from blockd.service.host import Host, Tenancy
 from blockd.service.job_steps import JobSteps
@@ -169,13 +170,15 @@ async def service_over_files(
         images = await stack.enter_async_context(open_images(config, SideEffects()))
         steps = JobSteps(catalog, classes, images, operations)
         jobs = await stack.enter_async_context(Jobs(catalog, steps, concurrency=2, keep_s=3600.0))
+        doctor = Doctor(catalog, classes, images, operations, jobs, PROJECT, second_look_s=0.01)
         service = Service(
             Volumes(*parts, jobs),
             Snapshots(*parts),
-            Host(tenancy, catalog, classes, operations, jobs, Upkeep(catalog, classes)),
+            Host(tenancy, catalog, classes, operations, jobs, Upkeep(catalog, classes), doctor),
             Answers(catalog),
             Transfers(catalog, classes, trash, tenancy, images, jobs, max_import_bytes=100 * GIB),
             Events(catalog),
+            doctor,
         )
         nothing: Any = None
         rig = Rig(

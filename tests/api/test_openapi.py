@@ -62,6 +62,8 @@ async def test_document_is_openapi_with_every_route(api: Api) -> None:
         "GET /host/v1/pools",
         "GET /host/v1/health",
         "GET /host/v1/events",
+        "GET /host/v1/doctor",
+        "POST /host/v1/doctor/fix",
         "GET /metadata",
     }
     assert found == objects | lists | types | transfers | host

@@ -14,7 +14,10 @@ import pytest
 
 from tests.contract.lab_drivers import THICK_DISK
 from tests.support import stamps
+from tests.support.agreement import expect_agreement
 from tests.support.daemon import VG, Daemon, Place
+from tests.support.examination import device_of, fix, found
+from tests.support.thin_kernel import dmsetup
 
 pytestmark = pytest.mark.kernel
 
@@ -162,3 +165,19 @@ def test_make_pool_of_a_thick_class_says_what_there_is(thick_place: Place) -> No
     )
     assert f"volume group {VG} exists: 3.9" in done.stdout
     assert "a thick class needs no pool" in done.stdout
+
+
+@pytest.mark.parametrize("daemon", ["8MiB"], indirect=True)
+def test_doctor_resumes_suspended_layers_of_a_volume(daemon: Daemon, thick_place: Place) -> None:
+    api = daemon.api
+    volume_id = api.create_volume("v", SIZE)
+    stamps.stamp(api.device(volume_id), 1)
+    snapshot_id = api.snapshot("s", volume_id)
+    assert found(api) == {}, "a healthy host"
+    for disk, layer in ((volume_id, ""), (volume_id, "-real"), (snapshot_id, "-cow")):
+        dmsetup("suspend", "--noflush", device_of(f"blockd-{disk}") + layer)
+        assert set(found(api)) == {"device-suspended"}
+        fix(api)
+    stamps.stamp(api.device(volume_id), 2)
+    api.idle()
+    expect_agreement(thick_place)

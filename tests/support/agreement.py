@@ -35,7 +35,7 @@ def expect_agreement(place: Place) -> dict[str, dict[str, str]]:
             )
         ]
         kept = catalog.execute("SELECT disk, storage_class FROM kept_origins").fetchall()
-    assert intents == []
+    assert intents == [], intents
     assert jobs == []
     passing = [row for row in rows if row.status in ("creating", "updating", "exporting")]
     assert passing == []

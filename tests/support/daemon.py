@@ -50,6 +50,7 @@ class Place:
     snapshot_size_least: str = "1GiB"
     object_storage: Server | None = None
     notes: Path | None = None
+    examines_at_start: bool = False
 
     @property
     def catalog(self) -> Path:
@@ -77,6 +78,8 @@ class Place:
             max_suspend = "{self.max_suspend}"
             command_timeout = "{self.command_timeout}"
             {self._classes}
+            [daemon]
+            examine_at_start = {str(self.examines_at_start).lower()}
             [trash]
             keep = "{self.trash_keep}"
             [log]

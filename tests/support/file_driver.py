@@ -19,6 +19,7 @@ from pathlib import Path
 from blockd.domain.allocation import Allocation
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import InUse, StorageError
+from blockd.domain.finding import Finding
 from blockd.domain.inventory import FoundDisk, Inventory
 from blockd.domain.pool import PoolUse
 from blockd.domain.units import GIB, MIB
@@ -73,6 +74,7 @@ class FileDriver(InstantDisks):
     Attributes:
         fail_next: by method name, the error that its next call raises, once, changing nothing.
         gates: by method name, an event that every call waits for before it does anything.
+        ailments: what `examine` finds, until it is mended.
         copy: the space of the catalog's copy.
         trouble: set it when something was done to the files behind the driver's back.
     """
@@ -89,6 +91,7 @@ class FileDriver(InstantDisks):
         self.fail_next: dict[str, StorageError] = {}
         self.gates: dict[str, asyncio.Event] = {}
         self.trouble = asyncio.Event()
+        self.ailments: list[Finding] = []
         self._storage_class, self._capacity_bytes = storage_class, capacity_bytes
         self._effects = effects or SideEffects()
         self._root = root
@@ -271,6 +274,17 @@ class FileDriver(InstantDisks):
         """See `StorageDriver`."""
         await self._enter("disks")
         return {disk: tag.size_bytes for disk, tag in self._ours().items()}
+
+    async def examine(self) -> list[Finding]:
+        """See `StorageDriver`: there are no devices; a test may say what is wrong (`ailments`)."""
+        await self._enter("examine")
+        return list(self.ailments)
+
+    async def mend(self, finding: Finding) -> None:
+        """See `StorageDriver`."""
+        await self._enter("mend")
+        about = finding.kind, finding.subject
+        self.ailments = [one for one in self.ailments if (one.kind, one.subject) != about]
 
     async def inventory(self) -> Inventory:
         """See `StorageDriver`."""

@@ -13,7 +13,14 @@ from pathlib import Path
 from blockd.api.app import make_app
 from blockd.api.server import serve_unix
 from blockd.catalog import Catalog, open_catalog
-from blockd.config import ApiSection, CatalogSection, Config, HostSection, ThinClassSection
+from blockd.config import (
+    ApiSection,
+    CatalogSection,
+    Config,
+    DaemonSection,
+    HostSection,
+    ThinClassSection,
+)
 from blockd.daemon import open_images, open_service
 from blockd.domain.effects import SideEffects
 from blockd.domain.units import GIB
@@ -51,6 +58,7 @@ def file_config(root: Path) -> Config:
         api=ApiSection(socket=root / "blockd.sock"),
         catalog=CatalogSection(path=root / "catalog.sqlite"),
         classes={"sbs": ThinClassSection(kind="thin", vg="files")},
+        daemon=DaemonSection(examine_at_start=False),
     )
 
 
