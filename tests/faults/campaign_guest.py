@@ -30,6 +30,7 @@ from tests.faults.world import Op, World, op_from, world_from_json, world_to_jso
 from tests.support.agreement import expect_agreement
 from tests.support.client import Api
 from tests.support.daemon import Daemon, Place
+from tests.support.examination import found as found_by_doctor
 from tests.support.faulty_store import FaultyStore
 from tests.support.object_store import object_store
 from tests.support.store_thread import faulty_store
@@ -118,6 +119,7 @@ class Campaign:
         strange = [n for n in (*found.volumes, *found.snapshots) if not self._somebodys(n)]
         assert not strange, f"nobody's: {strange}"
         assert self._store.server.uploads() == [], "an upload is left over"
+        assert (findings := found_by_doctor(api)) == {}, findings
         self._journal.note(round=self.round, compared=True)
         self._journal.compared(self.round, self._clients)
 
