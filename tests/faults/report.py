@@ -63,7 +63,7 @@ def _replay(replays: Sequence[Replay]) -> Iterator[str]:
 
 
 def _verb(op: str) -> str:
-    two = ("delete", "undelete", "revert for good", "keep trash")
+    two = ("delete", "undelete", "the")
     words = op.split()
     if op.startswith("revert for good"):
         return "revert for good"
