@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import shutil
 import signal
 import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 from tests.faults import report
 from tests.faults.campaign import Campaign, CampaignFailed, Tally
@@ -112,22 +115,40 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+@contextmanager
+def alone(folders: Sequence[str]) -> Iterator[None]:
+    """No other run is at these folders within the block: two guests on one disk lose its data."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        for name in folders:
+            file = stack.enter_context((WORK / f"{name}.lock").open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SystemExit(
+                    f"faults: another run is at {WORK / name}: wait for it, or stop it"
+                ) from None
+        yield
+
+
 def main() -> int:
     """The chosen part."""
     options = parse()
     kinds = options.kind or list(KINDS)
     only_writes = options.write and sys.argv[1:] == ["--write"]
     folders = kinds if options.replay else ["cycles" if options.cycles else "campaign"]
-    if not options.resume and not only_writes:
-        for name in folders:
-            shutil.rmtree(WORK / name, ignore_errors=True)
     is_well = True
-    if options.replay:
-        is_well = replay(kinds, options.points)
-    elif options.cycles:
-        is_well = cycles(options.cycles)
-    elif not only_writes:
-        is_well = campaign(options.seed, options.rounds)
+    if not only_writes:
+        with alone(folders):
+            if not options.resume:
+                for name in folders:
+                    shutil.rmtree(WORK / name, ignore_errors=True)
+            if options.replay:
+                is_well = replay(kinds, options.points)
+            elif options.cycles:
+                is_well = cycles(options.cycles)
+            else:
+                is_well = campaign(options.seed, options.rounds)
     if options.write:
         report.write(
             DOCUMENT,
