@@ -25,13 +25,10 @@ STATUS_STYLES = {
     "failed": "bold red",
     "cancelled": "dim",
     "error": "bold red",
+    "fail": "bold red",
     "degraded": "bold red",
     "out_of_data_space": "bold red",
-    "out_of_metadata_space": "bold red",
-    "read_only": "bold red",
-    "needs_check": "bold red",
-    "transaction_id": "bold red",
-    "inactive": "bold red",
+    "ro": "bold red",
     "deleted": "dim",
 }
 

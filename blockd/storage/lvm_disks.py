@@ -26,7 +26,7 @@ from blockd.domain.units import SECTOR_BYTES
 from blockd.domain.volume import Device, OpenDisk
 from blockd.host.command import Companion
 from blockd.storage.catalog_lv import CatalogLv
-from blockd.storage.device_examination import DeviceExamination, left_active
+from blockd.storage.device_examination import DeviceExamination
 from blockd.storage.disk_reading import DiskReading
 from blockd.storage.dm import DeviceInfo, DeviceMapper, lv_device_name, lv_of_device_name
 from blockd.storage.fronts import Fronts, Lower, front_owner
@@ -148,11 +148,8 @@ class LvmDisks:
     async def disks(self) -> Mapping[str, int]:
         lvs, self._at_open = self._at_open, None
         if lvs is None:
-            lvs = await self._lvs()
+            lvs = await self._lvm.lvs()
         return {lv.name: lv.size_bytes for lv in lvs if self._ours(lv)}
-
-    async def _lvs(self) -> list[LogicalVolume]:
-        return await self._lvm.lvs()
 
     async def inventory(self) -> Inventory:
         """See the port: two processes."""
@@ -227,7 +224,7 @@ class LvmDisks:
         disks = [lv.name for lv in lvs if self._ours(lv)]
         examination = DeviceExamination(self._vg, self._mapper, self._fronts)
         findings = [
-            *(left_active(disk) for disk in self._reading.left_active(disks)),
+            *(_left_active(disk) for disk in self._reading.left_active(disks)),
             *examination.find([*disks, *self._private_lvs]),
         ]
         if any(finding.kind is FindingKind.DEVICE_SUSPENDED for finding in findings):
@@ -394,4 +391,13 @@ def _found_disk(lv: LogicalVolume) -> FoundDisk:
         is_writable=lv.writable,
         origin=lv.origin or None,
         is_merging=bool(lv.origin and lv.is_merging),
+    )
+
+
+def _left_active(disk: str) -> Finding:
+    return Finding(
+        FindingKind.DISK_ACTIVE,
+        disk,
+        f"{disk} was made readable for somebody who is gone, and stays active",
+        fix="deactivate it",
     )
