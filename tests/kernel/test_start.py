@@ -71,7 +71,7 @@ def test_catalog_of_another_vg_refuses_to_start(place: Place) -> None:
 
 def test_missing_pool_is_named(place: Place) -> None:
     path = place.run / "nopool.toml"
-    path.write_text(place.config.read_text().replace("[trash]", 'pool = "nopool"\n[trash]'))
+    path.write_text(place.config.read_text().replace("[daemon]", 'pool = "nopool"\n[daemon]'))
     assert f"there is no thin pool {VG}/nopool" in refused(place, path)
 
 

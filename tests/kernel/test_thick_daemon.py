@@ -178,6 +178,6 @@ def test_doctor_resumes_suspended_layers_of_a_volume(daemon: Daemon, thick_place
         dmsetup("suspend", "--noflush", device_of(f"blockd-{disk}") + layer)
         assert set(found(api)) == {"device-suspended"}
         fix(api)
-    stamps.stamp(api.device(volume_id), 2)
+    stamps.stamp(api.device(volume_id), 2, 0, MIB)  # more could be too fast for the store to grow
     api.idle()
     expect_agreement(thick_place)
