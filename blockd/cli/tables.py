@@ -32,6 +32,9 @@ STATUS_STYLES = {
     "deleted": "dim",
 }
 
+#: The lines of a detail page that its status colours.
+STATUS_LABELS = ("Status", "Problem", "Error", "Fixed", "Not fixed", "Reason")
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -68,7 +71,7 @@ def print_table(columns: Sequence[Column], items: Sequence[Resource]) -> None:
 
 
 def print_details(fields: Sequence[tuple[str, str]], status: str = "") -> None:
-    """Write `label  value` lines; empty values are left out. `status` colours its own line."""
+    """Write `label  value` lines; empty values are left out. `status` colours `STATUS_LABELS`."""
     present = [(label, clean(value)) for label, value in fields if value]
     label_width = max(len(label) for label, _ in present) + GAP
     if not sys.stdout.isatty():
@@ -79,7 +82,7 @@ def print_details(fields: Sequence[tuple[str, str]], status: str = "") -> None:
 
     console = _console()
     for label, value in present:
-        style = STATUS_STYLES.get(status, "") if label in ("Status", "Problem", "Error") else ""
+        style = STATUS_STYLES.get(status, "") if label in STATUS_LABELS else ""
         line = Text.assemble((f"{label:{label_width}}", "bold"), (value, style))
         console.print(line, soft_wrap=True)
 

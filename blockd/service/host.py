@@ -18,11 +18,13 @@ from blockd.service.jobs import Jobs
 from blockd.service.operations import Operations
 from blockd.service.upkeep import Upkeep
 
-#: As they are at this moment, and not as the doctor saw them last.
-_TOLD_OF_ANYWAY = (
+#: Of the first three health tells as they are at this moment, and not as the doctor saw them last.
+#: What did not answer the doctor is nothing wrong that was seen, and passes without the doctor.
+_NOT_AS_SEEN = (
     FindingKind.OPERATION_STUCK,
     FindingKind.JOB_STUCK,
     FindingKind.DISK_MISSING,
+    FindingKind.NOT_EXAMINED,
 )
 
 
@@ -136,7 +138,7 @@ class Host:
                 problems.append(f"class {copy.storage_class}: copy of the catalog: {copy.problem}")
         if self._doctor.last is not None:
             for finding in self._doctor.last.findings:
-                if finding.kind not in _TOLD_OF_ANYWAY:
+                if finding.kind not in _NOT_AS_SEEN:
                     problems.append(f"{finding.explanation} (blockctl doctor)")
         queued = 0
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -70,13 +71,14 @@ def _compared(
                 fix="end it",
             )
         elif upload.key not in in_hand and _is_strange(upload, now):
+            # A key is anybody's text, and somebody copies this line into a shell.
+            names = ("--bucket", bucket, "--key", upload.key, "--upload-id", upload.upload_id)
             yield Finding(
                 FindingKind.UPLOAD_UNKNOWN,
                 subject,
                 f"{where} is of no job in the catalog, and takes room",
                 advice="if nobody else uploads there: "
-                f"aws s3api abort-multipart-upload --bucket {bucket} --key {upload.key} "
-                f"--upload-id {upload.upload_id}",
+                f"aws s3api abort-multipart-upload {shlex.join(names)}",
             )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -354,13 +355,14 @@ async def test_uploads_of_ended_jobs_are_ended_and_those_of_others_only_reported
     def begin_upload(key: str) -> str:
         return str(store.server._client._create_multipart_upload(BUCKET, key, {}))
 
+    others = "of/some body; who"
     async with transfer_rig(tmp_path, store) as rig:
         run = rig.running
         run.service.doctor._second_look_s = 0.01
         snapshot = await rig.snapshot(data_mib=1, size_bytes=SIZE)
         job = await rig.ended(await rig.export(snapshot))
         assert await found(run) == {}
-        left, strange = begin_upload(KEY), begin_upload("of/somebody")
+        left, strange = begin_upload(KEY), begin_upload(others)
         await run.catalog.write(
             "left", lambda tx: tx.jobs.put(replace(job, args={**job.args, "upload_id": left}))
         )
@@ -370,9 +372,10 @@ async def test_uploads_of_ended_jobs_are_ended_and_those_of_others_only_reported
         findings = await found(run)
         assert set(findings) == {FindingKind.UPLOAD_LEFT, FindingKind.UPLOAD_UNKNOWN}
         assert findings[FindingKind.UPLOAD_UNKNOWN].fix is None
-        assert strange in findings[FindingKind.UPLOAD_UNKNOWN].advice
+        command = shlex.split(findings[FindingKind.UPLOAD_UNKNOWN].advice.partition(": ")[2])
+        assert command[-4:] == ["--key", others, "--upload-id", strange]
         await run.service.doctor.fix(None)
-        assert rig.uploads() == ["of/somebody"]
+        assert rig.uploads() == [others]
         assert set(await found(run)) == {FindingKind.UPLOAD_UNKNOWN}
         store.server.abort_uploads()
         assert await found(run) == {}
@@ -388,6 +391,8 @@ async def test_server_that_does_not_answer_is_a_finding_and_no_more(
         store.faults.append(Fault(lambda _: True, "refuse", times=1000))
         finding = await only(rig.running, FindingKind.NOT_EXAMINED)
         assert BUCKET in finding.explanation
+        health = await rig.running.service.host.health()
+        assert health.problems == [], "the server may answer again, and nobody would take it back"
 
 
 async def test_job_that_cannot_end_its_upload_is_tried_again_at_once(
