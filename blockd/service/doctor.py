@@ -154,8 +154,7 @@ class Doctor:
     async def _class(self, storage_class: StorageClass) -> list[Finding]:
         driver = storage_class.driver
         async with driver.turn():
-            found = await driver.inventory()
-            ailments = await driver.examine()
+            found, ailments = await driver.examine()
             expected = await self._catalog.read(lambda tx: expectation(storage_class, tx))
         findings = [*compare(expected, found, is_thick=storage_class.is_thick), *ailments]
         return [_of_class(finding, storage_class) for finding in findings]

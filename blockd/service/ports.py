@@ -220,8 +220,8 @@ class StorageDriver(Protocol):
     async def disks(self) -> Mapping[str, int]:
         """Every disk that is ours, with its size in bytes. For recovery: one process."""
 
-    async def examine(self) -> Sequence[Finding]:
-        """What is wrong with the disks' devices, and can be seen without the catalog.
+    async def examine(self) -> tuple[Inventory, Sequence[Finding]]:
+        """What there is, and what is wrong with it that can be seen without the catalog.
 
         Within a turn, so that nothing is under way; a few processes. Nothing is changed.
         """

@@ -77,3 +77,13 @@ def _wrong(name: str, front: DeviceInfo | None) -> Finding:
         f"{path} is left of a front that is gone, and may lead to somebody else's device",
         fix="remove it",
     )
+
+
+def left_active(disk: str) -> Finding:
+    """A snapshot's LV that nobody reads any more."""
+    return Finding(
+        FindingKind.DISK_ACTIVE,
+        disk,
+        f"{disk} was made readable for somebody who is gone, and stays active",
+        fix="deactivate it",
+    )

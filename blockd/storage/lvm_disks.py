@@ -26,7 +26,7 @@ from blockd.domain.units import SECTOR_BYTES
 from blockd.domain.volume import Device, OpenDisk
 from blockd.host.command import Companion
 from blockd.storage.catalog_lv import CatalogLv
-from blockd.storage.device_examination import DeviceExamination
+from blockd.storage.device_examination import DeviceExamination, left_active
 from blockd.storage.disk_reading import DiskReading
 from blockd.storage.dm import DeviceInfo, DeviceMapper, lv_device_name, lv_of_device_name
 from blockd.storage.fronts import Fronts, Lower, front_owner
@@ -153,8 +153,10 @@ class LvmDisks:
 
     async def inventory(self) -> Inventory:
         """See the port: two processes."""
-        group, lvs = await self._lvm.vg_facts(), await self._lvm.lvs()
-        fronts = {}
+        return await self._inventory(await self._lvm.lvs())
+
+    async def _inventory(self, lvs: Sequence[LogicalVolume]) -> Inventory:
+        group, fronts = await self._lvm.vg_facts(), {}
         for volume_id, info in self._fronts.ours().items():
             disk = await self.disk_behind(volume_id)
             if disk is not None:
@@ -218,13 +220,16 @@ class LvmDisks:
 
     # examination
 
-    async def examine(self) -> list[Finding]:
-        """See the port: one LVM process."""
+    async def examine(self) -> tuple[Inventory, list[Finding]]:
+        """See the port: two LVM processes."""
         lvs = await self._lvm.lvs()
+        return await self._inventory(lvs), await self._ailments(lvs)
+
+    async def _ailments(self, lvs: Sequence[LogicalVolume]) -> list[Finding]:
         disks = [lv.name for lv in lvs if self._ours(lv)]
         examination = DeviceExamination(self._vg, self._mapper, self._fronts)
         findings = [
-            *(_left_active(disk) for disk in self._reading.left_active(disks)),
+            *(left_active(disk) for disk in self._reading.left_active(disks)),
             *examination.find([*disks, *self._private_lvs]),
         ]
         if any(finding.kind is FindingKind.DEVICE_SUSPENDED for finding in findings):
@@ -391,13 +396,4 @@ def _found_disk(lv: LogicalVolume) -> FoundDisk:
         is_writable=lv.writable,
         origin=lv.origin or None,
         is_merging=bool(lv.origin and lv.is_merging),
-    )
-
-
-def _left_active(disk: str) -> Finding:
-    return Finding(
-        FindingKind.DISK_ACTIVE,
-        disk,
-        f"{disk} was made readable for somebody who is gone, and stays active",
-        fix="deactivate it",
     )

@@ -191,7 +191,7 @@ class LvmThin(InstantDisks, LvmDisks):
         return targets[0]
 
     async def _targets(self, uuid: str) -> list[Target]:
-        """None while there is no device, or one without a table."""
+        """Empty while there is no device, or one without a table."""
 
         def ask() -> list[Target]:
             try:

@@ -195,7 +195,7 @@ def main(folder: Path, seed: str, rounds: int) -> None:
                 print(f"round {number}: {strike.kind}", flush=True)
                 if strike.kind == "power cut" or not disks.is_pool_fit():
                     strikes.pull_the_plug()
-                disks.forget_raw_devices(place)  # those of metadata that blockd has extended
+                disks.forget_raw_devices(place)  # of a strike that left the pool fit
                 if strike.kind == "kill":
                     daemon.kill()
 

@@ -18,6 +18,7 @@ from tests.kernel.test_thin_collision import SIZE, newest
 from tests.kernel.test_trouble import until
 from tests.support import stamps, thin_kernel
 from tests.support.agreement import expect_agreement
+from tests.support.client import Api
 from tests.support.daemon import VG, Daemon, Place
 from tests.support.examination import device_of, fix, found
 from tests.support.thin_kernel import dmsetup, tell_pool
@@ -36,12 +37,17 @@ def blockctl(place: Place, *argv: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def stamped(api: Api) -> tuple[str, str]:
+    """A volume of generation 1, and its snapshot."""
+    volume_id = api.create_volume("v", SIZE)
+    stamps.stamp(api.device(volume_id), 1)
+    return volume_id, api.snapshot("s", volume_id)
+
+
 def test_each_thing_wrong_with_thin_devices_is_found_and_put_right(place: Place) -> None:
     with Daemon(place) as daemon:
         api = daemon.api
-        volume_id = api.create_volume("v", SIZE)
-        stamps.stamp(api.device(volume_id), 1)
-        snapshot_id = api.snapshot("s", volume_id)
+        volume_id, snapshot_id = stamped(api)
         disk, picture = f"blockd-{volume_id}", f"blockd-{snapshot_id}"
         assert found(api) == {}, "a healthy host"
         link = Path("/dev/blockd") / volume_id
@@ -88,9 +94,7 @@ def test_each_thing_wrong_with_thin_devices_is_found_and_put_right(place: Place)
 def test_thin_devices_that_lvm_and_the_kernel_do_not_agree_upon(place: Place) -> None:
     with Daemon(place) as daemon:
         api = daemon.api
-        volume_id = api.create_volume("v", SIZE)
-        stamps.stamp(api.device(volume_id), 1)
-        snapshot_id = api.snapshot("s", volume_id)
+        volume_id, snapshot_id = stamped(api)
         ids = thin_kernel.lvm_ids(place)
 
         unknown = max(ids.values()) + 7

@@ -275,10 +275,10 @@ class FileDriver(InstantDisks):
         await self._enter("disks")
         return {disk: tag.size_bytes for disk, tag in self._ours().items()}
 
-    async def examine(self) -> list[Finding]:
+    async def examine(self) -> tuple[Inventory, list[Finding]]:
         """See `StorageDriver`: there are no devices; a test may say what is wrong (`ailments`)."""
         await self._enter("examine")
-        return list(self.ailments)
+        return await self.inventory(), list(self.ailments)
 
     async def mend(self, finding: Finding) -> None:
         """See `StorageDriver`."""

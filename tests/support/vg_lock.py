@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
+
+from blockd.storage.lvm_lock import LOCK_DIRECTORY
 
 
 @contextmanager
@@ -15,12 +16,13 @@ def vg_lock_held(vg: str) -> Iterator[None]:
 
     As LVM removes the file before it lets go of the lock, who has waited for it may hold another.
     """
-    path = Path(f"/run/lock/lvm/V_{vg}")
+    path = LOCK_DIRECTORY / f"V_{vg}"
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
-            break
+        with suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                break
         os.close(descriptor)
     try:
         yield
