@@ -86,7 +86,7 @@ async def test_nothing_written_is_the_digest_of_nothing(disk: Path) -> None:
 async def test_digest_is_of_what_the_disk_holds_not_of_what_was_sent(
     disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, pwrite = os.urandom(MIB), os.pwrite
+    data, pwrite = b"d" + os.urandom(MIB - 1), os.pwrite  # not a zero, which is what gets lost
 
     def lose_a_byte(descriptor: int, piece: bytes, offset: int) -> int:
         return pwrite(descriptor, bytes(1) + bytes(piece)[1:], offset) if piece else 0
