@@ -13,6 +13,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from blockd.domain.errors import StartError
+from blockd.domain.pool_growth import MOST_METADATA_BYTES
 from blockd.domain.units import GIB, MIB, parse_duration_s, parse_size
 
 _UUID = Annotated[str, BeforeValidator(lambda text: str(UUID(text)))]
@@ -103,6 +104,12 @@ class ThinClassSection(_Section):
     pool: _LVM_NAME = "pool"
     overcommit: float = Field(10.0, gt=0)
     high_water_percent: float = Field(95.0, gt=0, le=100)
+    low_water_percent: float = Field(80.0, gt=0, le=100)
+    extend_percent: float = Field(20.0, ge=0, le=1000)
+    extend_to: Bytes = 0
+    metadata_low_water_percent: float = Field(70.0, gt=0, le=100)
+    metadata_extend_percent: float = Field(50.0, ge=0, le=1000)
+    metadata_extend_to: Bytes = Field(MOST_METADATA_BYTES, gt=0, le=MOST_METADATA_BYTES)
 
 
 class ThickClassSection(_Section):
@@ -126,7 +133,7 @@ class TrashSection(_Section):
     """How long deleted things can be brought back."""
 
     keep: Seconds = 86400.0
-    policy: Literal["refuse", "trash"] = "trash"
+    policy: Literal["refuse", "trash", "expire"] = "trash"
 
 
 class ObjectStorageSection(_Section):

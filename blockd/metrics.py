@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 
 from blockd.domain.effects import SideEffects
-from blockd.domain.pool import PoolUse
+from blockd.domain.pool import PoolTrouble
+from blockd.domain.pool_state import PoolState
 from blockd.domain.units import parse_timestamp
 from blockd.service.catalog_copies import CopyState
 
@@ -47,8 +50,34 @@ class Metrics:
         )
         self._pool_bytes = Gauge(
             "blockd_pool_bytes",
-            "Size and use of a pool; what: size, used, metadata_size, metadata_used, free.",
+            "Size and use of a pool; what: size, used, metadata_size, metadata_used, free,"
+            " group_free, addable.",
             ["storage_class", "pool", "what"],
+            registry=self._registry,
+        )
+        self._pool_full_s = Gauge(
+            "blockd_pool_full_seconds",
+            "Until a pool is full at the rate of the last ten minutes, all extensions to come"
+            " included; +Inf when it does not fill; what: data, metadata (without extensions).",
+            ["storage_class", "pool", "what"],
+            registry=self._registry,
+        )
+        self._pool_extension = Gauge(
+            "blockd_pool_extension_works",
+            "1 if the next extension of a pool would work, else 0: /host/v1/pools says why.",
+            ["storage_class", "pool"],
+            registry=self._registry,
+        )
+        self._pool_trouble = Gauge(
+            "blockd_pool_trouble",
+            "1 for the trouble that a pool is in, 0 for all others.",
+            ["storage_class", "pool", "trouble"],
+            registry=self._registry,
+        )
+        self._extensions = Counter(
+            "blockd_pool_extensions_total",
+            "Extensions of pools, by class; outcome: done, failed.",
+            ["storage_class", "outcome"],
             registry=self._registry,
         )
 
@@ -77,7 +106,11 @@ class Metrics:
         """A snapshot of this class was lost."""
         self._losses.labels(storage_class).inc()
 
-    def render(self, pools: list[PoolUse], under_way: int, copies: list[CopyState]) -> bytes:
+    def count_extension(self, storage_class: str, outcome: str) -> None:
+        """A pool of this class was extended (`done`), or could not be (`failed`)."""
+        self._extensions.labels(storage_class, outcome).inc()
+
+    def render(self, pools: list[PoolState], under_way: int, copies: list[CopyState]) -> bytes:
         """The text exposition, with the state of this moment."""
         self._under_way.set(under_way)
         for copy in copies:
@@ -86,18 +119,34 @@ class Metrics:
                 0.0 if written is None else written.timestamp()
             )
             self._copy_behind_s.labels(copy.storage_class).set(copy.behind_s)
-        for pool in pools:
-            for what, value in (
-                ("size", pool.size_bytes),
-                ("used", pool.used_bytes),
-                ("metadata_size", pool.metadata_size_bytes),
-                ("metadata_used", pool.metadata_used_bytes),
-                ("free", pool.free_bytes),
-            ):
-                if value is None:
-                    continue  # thin: what is not used is promised many times
-                self._pool_bytes.labels(pool.storage_class, pool.name, what).set(value)
+        for state in pools:
+            self._set_pool(state)
         return generate_latest(self._registry)
+
+    def _set_pool(self, state: PoolState) -> None:
+        pool = state.use
+        labels = pool.storage_class, pool.name
+        for what, value in (
+            ("size", pool.size_bytes),
+            ("used", pool.used_bytes),
+            ("metadata_size", pool.metadata_size_bytes),
+            ("metadata_used", pool.metadata_used_bytes),
+            ("free", pool.free_bytes),
+            ("group_free", pool.group_free_bytes),
+            ("addable", None if pool.group_free_bytes is None else state.addable_bytes),
+        ):
+            if value is not None:  # thin: what is not used is promised many times
+                self._pool_bytes.labels(*labels, what).set(value)
+        for what, full_in_s in (
+            ("data", state.full_in_s),
+            ("metadata", state.metadata_full_in_s),
+        ):
+            self._pool_full_s.labels(*labels, what).set(
+                math.inf if full_in_s is None else full_in_s
+            )
+        self._pool_extension.labels(*labels).set(not state.obstacle)
+        for trouble in PoolTrouble:
+            self._pool_trouble.labels(*labels, trouble.value).set(pool.trouble is trouble)
 
 
 class CountedEffects(SideEffects):

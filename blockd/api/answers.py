@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from blockd.api.scalars import Uuid
 from blockd.domain.finding import FindingKind
+from blockd.domain.pool import PoolTrouble
 from blockd.domain.states import Status
 
 #: UTC, six decimals, `Z`.
@@ -169,8 +170,21 @@ class Device(Answer):
     device_size: int
 
 
+class Extension(Answer):
+    """Whether the next extension of a pool would work, and why not."""
+
+    works: bool
+    reason: str | None
+
+
 class Pool(Answer):
-    """The space behind a storage class, in bytes; `free` is null where it is handed out thin."""
+    """The space behind a storage class, in bytes; `free` is null where it is handed out thin.
+
+    `group_free`: what the volume group of a thin pool has left; `addable`: what of it extensions
+    can add to its data. `fill_rate`: bytes per second of the last ten minutes, null when not known
+    yet. `full_in`: seconds until the data are full at that rate, extensions to come included;
+    `metadata_full_in`: until the metadata are, without; null where nothing fills.
+    """
 
     storage_class: str = Field(alias="class")
     name: str
@@ -181,6 +195,14 @@ class Pool(Answer):
     mode: str
     needs_check: bool
     free: int | None
+    trouble: PoolTrouble | None
+    when_full: Literal["queue", "error"] | None
+    group_free: int | None
+    addable: int
+    extension: Extension
+    fill_rate: int | None
+    full_in: int | None
+    metadata_full_in: int | None
 
 
 class Pools(ListOfAnswers):

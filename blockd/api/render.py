@@ -15,7 +15,7 @@ from typing import Final
 from aiohttp import web
 from pydantic_core import to_json
 
-from blockd.domain.pool import PoolUse
+from blockd.domain.pool_state import PoolState
 from blockd.domain.snapshot import ParentVolume, Snapshot
 from blockd.domain.volume import TYPE_OF_IOPS, Volume
 
@@ -109,8 +109,9 @@ def _listing(key: str, items: Iterable[str], total: int) -> str:
     return f'{{"{key}":[{",".join(items)}],"total_count":{total}}}'
 
 
-def pool(use: PoolUse) -> dict[str, object]:
-    """A pool of `/host/v1`; all sizes are bytes."""
+def pool(state: PoolState) -> dict[str, object]:
+    """A pool of `/host/v1`; all sizes are bytes, `full_in` seconds."""
+    use = state.use
     return {
         "class": use.storage_class,
         "name": use.name,
@@ -121,7 +122,19 @@ def pool(use: PoolUse) -> dict[str, object]:
         "mode": use.mode,
         "needs_check": use.needs_check,
         "free": use.free_bytes,
+        "trouble": use.trouble,
+        "when_full": use.when_full,
+        "group_free": use.group_free_bytes,
+        "addable": state.addable_bytes,
+        "extension": {"works": not state.obstacle, "reason": state.obstacle or None},
+        "fill_rate": _whole(state.fill_bytes_s),
+        "full_in": _whole(state.full_in_s),
+        "metadata_full_in": _whole(state.metadata_full_in_s),
     }
+
+
+def _whole(number: float | None) -> int | None:
+    return None if number is None else int(number)
 
 
 def text_answer(text: str) -> web.Response:

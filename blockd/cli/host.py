@@ -1,4 +1,4 @@
-"""`blockctl pool`, `health` and `version`: questions about the host."""
+"""`blockctl health` and `version`: questions about the host."""
 
 from __future__ import annotations
 
@@ -10,18 +10,9 @@ from blockd import __version__
 
 from .client import Resource
 from .failures import Code, Failure
-from .session import Session, session_of
-from .tables import Column, print_details
+from .session import session_of
+from .tables import print_details
 from .text import age, clean, percent
-
-BAR_CELLS = 10
-
-
-def pool(ctx: typer.Context) -> None:
-    """Show the pools, and how full they are."""
-    session = session_of(ctx)
-    items = session.client.get("/host/v1/pools")["pools"]
-    session.out.listing(items, _pool_columns(session), "name")
 
 
 def health(ctx: typer.Context) -> None:
@@ -31,7 +22,7 @@ def health(ctx: typer.Context) -> None:
     if not session.out.value(answer, answer["status"]):
         pools = [
             f"{p['name']}: data {percent(p['used'], p['size'])},"
-            f" metadata {percent(p['metadata_used'], p['metadata_size'])}"
+            f" metadata {percent(p['metadata_used'], p['metadata_size'])}, {_extension(p)}"
             for p in answer["pools"]
         ]
         print_details(
@@ -73,32 +64,6 @@ def version(ctx: typer.Context) -> None:
         print(f"blockctl: {clean(why)}", file=sys.stderr)
 
 
-def bar(used: int, size: int) -> str:
-    """A share as ten cells: `████░░░░░░`; ASCII where the terminal knows no more."""
-    full, empty = "█░" if "utf" in (sys.stdout.encoding or "").lower() else "#."
-    cells = min(BAR_CELLS, -(-used * BAR_CELLS // size)) if size > 0 else 0
-    return full * cells + empty * (BAR_CELLS - cells)
-
-
-def _pool_columns(session: Session) -> list[Column]:
-    def data_bar(p: Resource) -> str:
-        return bar(p["used"], p["size"])
-
-    def metadata(p: Resource) -> str:
-        return percent(p["metadata_used"], p["metadata_size"])
-
-    def mode(p: Resource) -> str:
-        return f"{p['mode']}, needs check" if p["needs_check"] else str(p["mode"])
-
-    size = session.out.size
-    return [
-        Column("POOL", lambda p: p["name"], flexible=True),
-        Column("CLASS", lambda p: p["class"]),
-        Column("SIZE", lambda p: size(p["size"]), right=True),
-        Column("", data_bar, terminal_only=True),
-        Column("DATA", lambda p: percent(p["used"], p["size"]), right=True),
-        Column("USED", lambda p: size(p["used"]), right=True),
-        Column("META", metadata, right=True),
-        Column("META SIZE", lambda p: size(p["metadata_size"]), right=True, wide=100),
-        Column("MODE", mode, coloured=True),
-    ]
+def _extension(pool: Resource) -> str:
+    extension = pool["extension"]
+    return "can be extended" if extension["works"] else f"not extended: {extension['reason']}"

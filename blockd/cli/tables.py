@@ -25,10 +25,13 @@ STATUS_STYLES = {
     "failed": "bold red",
     "cancelled": "dim",
     "error": "bold red",
-    "fail": "bold red",
     "degraded": "bold red",
     "out_of_data_space": "bold red",
-    "ro": "bold red",
+    "out_of_metadata_space": "bold red",
+    "read_only": "bold red",
+    "needs_check": "bold red",
+    "transaction_id": "bold red",
+    "inactive": "bold red",
     "deleted": "dim",
 }
 

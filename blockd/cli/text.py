@@ -40,7 +40,12 @@ def age(timestamp: str) -> str:
         then = parse_timestamp(timestamp)
     except ValueError:
         return clean(timestamp)
-    seconds = max(0, int((datetime.now(UTC) - then).total_seconds()))
+    return span((datetime.now(UTC) - then).total_seconds())
+
+
+def span(seconds: float) -> str:
+    """A duration: `12s`, `5m`, `3h`, `2d`, `8w`, `2y`."""
+    whole = max(0, int(seconds))
     for unit, length_s, until_s in (
         ("s", 1, 60),
         ("m", 60, 3600),
@@ -48,9 +53,9 @@ def age(timestamp: str) -> str:
         ("d", 86_400, 14 * 86_400),
         ("w", 7 * 86_400, 2 * 365 * 86_400),
     ):
-        if seconds < until_s:
-            return f"{seconds // length_s}{unit}"
-    return f"{seconds // (365 * 86_400)}y"
+        if whole < until_s:
+            return f"{whole // length_s}{unit}"
+    return f"{whole // (365 * 86_400)}y"
 
 
 def instant(timestamp: str | None) -> str:

@@ -58,6 +58,7 @@ async def run(config: Config, listener: SideEffects | None = None) -> None:
                 classes,
                 images,
                 metrics.count_loss,
+                metrics.count_extension,
                 copies.states,
                 copies.try_again,
             )

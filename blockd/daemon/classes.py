@@ -16,6 +16,7 @@ from blockd.config import Config, ThinClassSection
 from blockd.daemon.groups import Groups, lvm_over, udev_runs
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StartError
+from blockd.domain.pool_growth import GrowthBounds, PartBounds
 from blockd.host.command import companion
 from blockd.host.uevents import block_events
 from blockd.host.vg_lock import vg_lock
@@ -60,7 +61,7 @@ async def open_classes(
             await _bind(catalog, name, driver.vg_uuid)
             drivers.append(driver)
             thin = section if isinstance(section, ThinClassSection) else None
-            bounds = (thin.overcommit, thin.high_water_percent) if thin else ()
+            bounds = (thin.overcommit, thin.high_water_percent, _growth(thin)) if thin else ()
             classes[name] = StorageClass(name, driver, *bounds)
             classes[name].patience_s = min(_PATIENCE_S, config.lvm.command_timeout)
 
@@ -70,6 +71,19 @@ async def open_classes(
 
         await stack.enter_async_context(block_events(device_changed))
         yield StorageClasses(classes, config.first_class)
+
+
+def _growth(section: ThinClassSection) -> GrowthBounds:
+    """Extended at the high-water mark at the latest: nothing new is made above it."""
+    high = section.high_water_percent
+    return GrowthBounds(
+        PartBounds(min(section.low_water_percent, high), section.extend_percent, section.extend_to),
+        PartBounds(
+            min(section.metadata_low_water_percent, high),
+            section.metadata_extend_percent,
+            section.metadata_extend_to,
+        ),
+    )
 
 
 def _opened(

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
-from blockd.config import Config
+from blockd.config import Config, ThinClassSection
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StartError
 from blockd.host.command import wait_for_survivors
@@ -15,7 +15,7 @@ from blockd.host.vg_lock import vg_lock
 from blockd.storage.dm import DeviceMapper, open_device_mapper
 from blockd.storage.fronts import front_owner, resume_fronts
 from blockd.storage.lvm_commands import LvmCommands, vg_marker
-from blockd.storage.lvm_config import write_lvm_config
+from blockd.storage.lvm_config import POOL_MARK_PERCENT, write_lvm_config
 from blockd.storage.lvm_devices import candidate_devices
 from blockd.storage.vg_queue import VgQueue
 
@@ -91,7 +91,15 @@ async def _limit_lvm(config: Config, udev: bool) -> None:
 
 
 def _write_lvm_config(config: Config, folder: Path, devices: Sequence[str], udev: bool) -> None:
-    write_lvm_config(folder, devices, udev=udev, reserved_memory_kib=config.lvm.reserved_memory_kib)
+    thin = [item for item in config.classes.values() if isinstance(item, ThinClassSection)]
+    is_above = any(section.high_water_percent > POOL_MARK_PERCENT for section in thin)
+    write_lvm_config(
+        folder,
+        devices,
+        udev=udev,
+        reserved_memory_kib=config.lvm.reserved_memory_kib,
+        pool_mark_percent=100 if is_above else POOL_MARK_PERCENT,
+    )
 
 
 @contextmanager

@@ -17,11 +17,12 @@ from blockd.service.catalog_copies import CopyState
 from blockd.service.classes import StorageClasses
 from blockd.service.doctor import Doctor
 from blockd.service.events import Events
-from blockd.service.host import Host, Tenancy
+from blockd.service.host import CatalogKeeping, Host, Tenancy
 from blockd.service.job_steps import JobSteps
 from blockd.service.jobs import Jobs
 from blockd.service.losses import Losses
 from blockd.service.operations import Operations
+from blockd.service.pool_guard import PoolGuard
 from blockd.service.ports import Images
 from blockd.service.restoring import settle_restored
 from blockd.service.snapshots import Snapshots
@@ -79,6 +80,7 @@ async def open_service(
     classes: StorageClasses,
     images: Images,
     count_loss: Callable[[str], None] = lambda _: None,
+    count_extension: Callable[[str, str], None] = lambda _class, _outcome: None,
     copies: Callable[[], list[CopyState]] = list,
     recovered: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Service]:
@@ -86,6 +88,7 @@ async def open_service(
 
     Args:
         count_loss: is told the class of each snapshot that is lost.
+        count_extension: is told the class and the outcome of each extension of its pool.
         copies: how the copies of the catalog are.
         recovered: is called when some trouble has ended.
     """
@@ -104,17 +107,22 @@ async def open_service(
         await operations.recover()
         clock = SteadyClock(boot_id(), uptime_s)
         await clock.start(catalog)
+        guard = PoolGuard(classes, count_extension)
         trash = Trash(
             catalog,
             classes,
             operations,
             clock,
+            guard,
             keep_s=config.trash.keep,
-            gives_room=config.trash.policy == "trash",
+            gives_room=config.trash.policy != "refuse",
         )
         steps = JobSteps(catalog, classes, images, operations)
         concurrency, keep_jobs_s = config.transfers.concurrency, config.transfers.keep_jobs
-        tasks = [asyncio.create_task(trash.run(), name="trash")]
+        tasks = [
+            asyncio.create_task(trash.run(), name="trash"),
+            asyncio.create_task(guard.run(trash.give_way), name="pool-guard"),
+        ]
         try:
             async with Jobs(catalog, steps, concurrency=concurrency, keep_s=keep_jobs_s) as jobs:
                 await jobs.recover()
@@ -136,10 +144,10 @@ async def open_service(
                         classes,
                         operations,
                         jobs,
+                        guard,
                         upkeep,
                         doctor,
-                        copies,
-                        restored,
+                        CatalogKeeping(copies, restored),
                     ),
                     answers=Answers(catalog),
                     transfers=Transfers(

@@ -15,7 +15,9 @@ from blockd.domain.errors import (
     PreconditionFailed,
     StorageBusy,
 )
-from blockd.domain.pool import PoolUse
+from blockd.domain.pool import PoolTrouble, PoolUse
+from blockd.domain.pool_growth import GrowthBounds
+from blockd.domain.pool_trouble import trouble_line
 from blockd.domain.snapshot import Snapshot
 from blockd.domain.states import DELETED, ERROR
 from blockd.domain.units import format_size
@@ -30,6 +32,7 @@ class StorageClass:
     Attributes:
         overcommit: thin: the sum of the volumes' sizes may be this many times the pool's.
         high_water_percent: thin: nothing new is made in a pool that is used beyond this.
+        bounds: thin: when and how far the pool is extended.
         promised: thick: bytes that requests were promised and storage has not handed out yet, by
             the id of what they are for.
         patience_s: a request waits no longer for its turn.
@@ -41,6 +44,7 @@ class StorageClass:
     driver: StorageDriver
     overcommit: float = 10.0
     high_water_percent: float = 95.0
+    bounds: GrowthBounds = field(default_factory=GrowthBounds)
     promised: dict[str, int] = field(default_factory=dict)
     patience_s: float = 30.0
     missing: frozenset[str] = frozenset()
@@ -84,16 +88,11 @@ class StorageClass:
 
         Raises:
             NoRoom: data or metadata stand above the high-water mark; thick: too little is free.
-            PoolUnfit: the pool takes no writes.
+            PoolUnfit: the pool takes no writes, or LVM cannot change it.
         """
         pool = await self.driver.pool()
-        if pool.mode not in ("rw", "out_of_data_space"):
-            raise PoolUnfit(
-                resource,
-                pool.size_bytes,
-                pool.used_bytes,
-                f"pool {pool.name} is {pool.mode} and takes no writes: repair it",
-            )
+        if pool.trouble not in (None, PoolTrouble.OUT_OF_DATA_SPACE):
+            raise PoolUnfit(resource, pool.size_bytes, pool.used_bytes, trouble_line(pool))
         if pool.free_bytes is None:
             self._check_marks(pool, resource)
         else:
@@ -122,6 +121,14 @@ class StorageClass:
             f"{format_size(pool.size_bytes)} are free{''.join(f', {text}' for text in kept)}: "
             "delete volumes or snapshots, or extend the volume group",
         )
+
+    def is_above_high_water(self, pool: PoolUse) -> bool:
+        """Thin: whether nothing new may be made for want of room."""
+        try:
+            self._check_marks(pool, "volume")
+        except NoRoom:
+            return True
+        return False
 
     def _check_marks(self, pool: PoolUse, resource: str) -> None:
         for what, used, size in (

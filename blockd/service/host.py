@@ -9,13 +9,14 @@ from blockd import __version__
 from blockd.catalog import Catalog
 from blockd.domain.errors import CatalogUnavailable, PermissionDenied, StorageError
 from blockd.domain.finding import FindingKind
-from blockd.domain.pool import PoolUse
+from blockd.domain.pool_state import PoolState
 from blockd.domain.volume import TYPE_OF_IOPS
 from blockd.service.catalog_copies import CopyState
 from blockd.service.classes import StorageClasses
 from blockd.service.doctor import Doctor
 from blockd.service.jobs import Jobs
 from blockd.service.operations import Operations
+from blockd.service.pool_guard import PoolGuard
 from blockd.service.upkeep import Upkeep
 
 #: Of the first three health tells as they are at this moment, and not as the doctor saw them last.
@@ -38,7 +39,7 @@ class Health:
     status: str
     version: str
     zone: str
-    pools: list[PoolUse]
+    pools: list[PoolState]
     queued: int
     problems: list[str]
     catalog_copies: list[CopyState]
@@ -74,6 +75,19 @@ class Tenancy:
         return project_id
 
 
+@dataclass(frozen=True, slots=True)
+class CatalogKeeping:
+    """What keeps the catalog from being lost.
+
+    Attributes:
+        copies: tells how its copies are.
+        restored: what there is to know since this start restored it, a line each.
+    """
+
+    copies: Callable[[], list[CopyState]] = list
+    restored: Sequence[str] = ()
+
+
 class Host:
     """Questions about the host."""
 
@@ -84,38 +98,33 @@ class Host:
         classes: StorageClasses,
         operations: Operations,
         jobs: Jobs,
+        guard: PoolGuard,
         upkeep: Upkeep,
         doctor: Doctor,
-        copies: Callable[[], list[CopyState]] = list,
-        restored: Sequence[str] = (),
+        keeping: CatalogKeeping,
     ) -> None:
-        """Who asks, and whom to ask.
-
-        Args:
-            copies: how the copies of the catalog are.
-            restored: what there is to know since this start restored the catalog, a line each.
-        """
+        """Who asks, and whom to ask."""
         self._catalog = catalog
         self._classes, self._operations, self._jobs = classes, operations, jobs
-        self._upkeep, self._doctor = upkeep, doctor
-        self._copies, self._restored = copies, tuple(restored)
+        self._guard, self._upkeep, self._doctor = guard, upkeep, doctor
+        self._keeping = keeping
         self.zone = tenancy.zone
         self.organization_id = tenancy.organization_id
         self.default_project_id = tenancy.default_project_id
 
-    async def pools(self) -> list[PoolUse]:
-        """Size and use of each class's pool.
+    async def pools(self) -> list[PoolState]:
+        """Size, use and prospects of each class's pool.
 
         Raises:
             StorageError: the kernel does not know a pool.
         """
-        return [await storage_class.driver.pool() for storage_class in self._classes]
+        return [await self._guard.state(storage_class) for storage_class in self._classes]
 
     async def health(self) -> Health:
         """What there is to know at a glance; never fails."""
         pools, problems = [], [] if self._catalog.trouble is None else [self._catalog.trouble]
         problems += [
-            *self._restored,
+            *self._keeping.restored,
             *self._operations.retries.problems.values(),
             *self._jobs.retries.problems.values(),
         ]
@@ -123,16 +132,13 @@ class Host:
             problems += await self._upkeep.lines(storage_class)
             problems += storage_class.driver.problems()
             try:
-                pool = await storage_class.driver.pool()
+                pool = await self._guard.state(storage_class)
             except StorageError as err:
                 problems.append(str(err))
                 continue
             pools.append(pool)
-            if pool.mode != "rw":
-                problems.append(f"pool {pool.name} is {pool.mode}")
-            if pool.needs_check:
-                problems.append(f"pool {pool.name} needs a check of its metadata")
-        copies = self._copies()
+            problems += pool.problems
+        copies = self._keeping.copies()
         for copy in copies:
             if copy.problem is not None:
                 problems.append(f"class {copy.storage_class}: copy of the catalog: {copy.problem}")

@@ -193,8 +193,19 @@ class StorageDriver(Protocol):
     async def recount(self) -> None:
         """Before room is denied: look whether others have added some, which nobody tells us.
 
-        Takes a turn of its own, so it is not called within one. Thin: the pool always knows.
+        Takes a turn of its own, so it is not called within one. Thin: to the volume group; and
+        the pool's transaction id is compared with LVM's.
         """
+
+    async def extend_pool(self, size_bytes: int, metadata_bytes: int) -> None:
+        """Thin: the pool's data and its metadata to at least so much; 0 leaves one of them alone.
+
+        To whole extents; passes where they are as large already. Takes a turn of its own, before
+        all others. What the volume group has left is known anew when this returns, or raises.
+        """
+
+    async def pool_event(self, within_s: float) -> None:
+        """Wait until the kernel tells that the pool may have changed, but no longer than so."""
 
     async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> Sequence[str]:
         """Before anything else: activate, and set up fronts. Again, within a turn, after trouble.

@@ -25,6 +25,7 @@ from blockd.domain.volume import Volume
 from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.erasures import forget
 from blockd.service.operations import Operations
+from blockd.service.pool_guard import PoolGuard
 from blockd.service.steady_clock import SteadyClock
 
 log = structlog.get_logger()
@@ -56,13 +57,15 @@ class Trash:
         classes: StorageClasses,
         operations: Operations,
         clock: SteadyClock,
+        guard: PoolGuard,
         *,
         keep_s: float,
         gives_room: bool = True,
     ) -> None:
         """`gives_room`: whether things are erased early when the pool needs the room."""
         self._catalog, self._classes, self._operations = catalog, classes, operations
-        self._clock, self._keep_s, self._gives_room = clock, keep_s, gives_room
+        self._clock, self._guard = clock, guard
+        self._keep_s, self._gives_room = keep_s, gives_room
         self._noticed = asyncio.Event()
         self._room: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -122,14 +125,15 @@ class Trash:
     ) -> PoolUse:
         """The pool's use, once there is room for something of kind `resource`.
 
-        Above the high-water mark, or where too little is free, the trash is erased, oldest first,
-        until there is room. Nothing is, where all of the trash would not be enough.
+        Above the high-water mark the pool is extended, if it can be. If not, or where too little is
+        free, the trash is erased, oldest first, until there is room. Nothing is, where all of the
+        trash would not be enough.
 
         Raises:
             NoRoom: there is none, and nothing (more) in the trash.
         """
         deadline = time.monotonic() + _ROOM_DEADLINE_S
-        is_counted = is_weighed = False
+        is_made = is_weighed = False
         async with self._room[
             storage_class.name
         ]:  # or many requests at once would erase many times what is needed
@@ -139,9 +143,9 @@ class Trash:
                 except PoolUnfit:
                     raise
                 except NoRoom:
-                    if not is_counted:
-                        await _counted(storage_class)
-                        is_counted = True
+                    if not is_made:
+                        await self._make_room(storage_class)
+                        is_made = True
                     elif not self._gives_room or time.monotonic() > deadline:
                         raise
                     elif storage_class.is_thick and not is_weighed:
@@ -189,6 +193,25 @@ class Trash:
         if erasure is not None:
             log.warning("erasing trash early for a snapshot", disks=erasure.texts("disks"))
             self._operations.submit(erasure)
+
+    async def give_way(self, storage_class: StorageClass) -> bool:
+        """The pool fills by writing: erase the oldest things in the trash; whether there were any.
+
+        Not where the policy is to erase nothing early.
+        """
+        if not self._gives_room:
+            return False
+        async with self._room[storage_class.name]:
+            return await self._erase_for_room(storage_class.name)
+
+    async def _make_room(self, storage_class: StorageClass) -> None:
+        """Extend the pool, or count anew what is free; if not soon, what is known counts."""
+        deadline_s = _COUNT_DEADLINE_S if storage_class.is_thick else _ROOM_DEADLINE_S
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._guard.make_room(storage_class)
+        except (StorageError, TimeoutError) as err:
+            log.warning("no room made", storage_class=storage_class.name, reason=str(err))
 
     async def _could_give(self, storage_class: StorageClass, needs_bytes: int) -> bool:
         """Thick: whether there could be room without the trash; False if that is not known."""
@@ -274,14 +297,3 @@ def _take_out(
     rows: list[Volume | Snapshot | None] = [tx.volume(id_) for id_ in volume_ids]
     rows += [tx.snapshot(id_) for id_ in snapshot_ids]
     return forget(tx, storage_class, [row for row in rows if row is not None])
-
-
-async def _counted(storage_class: StorageClass) -> None:
-    """Have free space counted anew; where that is not to be had soon, what is known counts."""
-    try:
-        async with asyncio.timeout(_COUNT_DEADLINE_S):
-            await storage_class.driver.recount()
-    except (StorageError, TimeoutError) as err:
-        log.warning(
-            "free space not counted anew", storage_class=storage_class.name, reason=str(err)
-        )

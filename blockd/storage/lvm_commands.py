@@ -136,6 +136,16 @@ class LvmCommands(LvmRunner):
         """To at least `size_bytes`; LVM refuses when it is no larger than it was."""
         await self._change("lvextend", "--size", f"{size_bytes}b", f"{self.vg}/{lv}")
 
+    async def extend_pool(self, pool: str, size_bytes: int, metadata_size_bytes: int) -> None:
+        """A thin pool's data and metadata to at least so much, and LVM's spare of these along.
+
+        0 leaves one of them alone; LVM refuses when one would be no larger than it was. The pool
+        stands still for a moment; writes wait meanwhile.
+        """
+        data = ("--size", f"{size_bytes}b") if size_bytes else ()
+        metadata = ("--poolmetadatasize", f"{metadata_size_bytes}b") if metadata_size_bytes else ()
+        await self._change("lvextend", *data, *metadata, f"{self.vg}/{pool}")
+
     async def seal(self, lv: str) -> None:
         """Read-only and inactive; LVM refuses when it is read-only already."""
         await self._change("lvchange", "--permission", "r", "--activate", "n", f"{self.vg}/{lv}")

@@ -9,9 +9,19 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+#: The kernel raises an event when a pool's data are used beyond this, once after each change that
+#: LVM makes: a last chance to extend it. LVM makes nothing new in a pool beyond it, so it cannot be
+#: the low-water mark (docs/decisions/0019-pool-guard.md).
+POOL_MARK_PERCENT = 98
+
 
 def write_lvm_config(
-    directory: Path, devices: Sequence[str], *, udev: bool, reserved_memory_kib: int
+    directory: Path,
+    devices: Sequence[str],
+    *,
+    udev: bool,
+    reserved_memory_kib: int,
+    pool_mark_percent: int = POOL_MARK_PERCENT,
 ) -> None:
     """Write `lvm.conf` into `directory` (for LVM_SYSTEM_DIR).
 
@@ -19,12 +29,16 @@ def write_lvm_config(
         devices: paths of the physical volumes; nothing else is opened.
         udev: whether udevd runs, and so makes nodes that LVM must wait for.
         reserved_memory_kib: memory that each command locks.
+        pool_mark_percent: see `POOL_MARK_PERCENT`; 100: no mark.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     accept = [f'"a|^{re.escape(device)}$|"' for device in devices]
     filters = ", ".join([*accept, '"r|.*|"'])
     text = _TEMPLATE.format(
-        filters=filters, udev=int(udev), reserved_memory_kib=reserved_memory_kib
+        filters=filters,
+        udev=int(udev),
+        reserved_memory_kib=reserved_memory_kib,
+        pool_mark_percent=pool_mark_percent,
     )
     # Renamed into place: a running command must never read half of it.
     fresh = directory / "lvm.conf.new"
@@ -48,6 +62,7 @@ global {{
     use_aio = 0                         # io_destroy takes 34 of the 45 ms of a command with aio
     use_lvmpolld = 0
     event_activation = 0
+    thin_check_options = [ "-q", "--clear-needs-check-flag" ]   # a check that passed is enough
 }}
 backup {{
     backup = 0                          # an archive without bound makes every command slower
@@ -60,7 +75,7 @@ activation {{
     monitoring = 0
     reserved_memory = {reserved_memory_kib}
     reserved_stack = 64
-    thin_pool_autoextend_threshold = 100
+    thin_pool_autoextend_threshold = {pool_mark_percent}
     snapshot_autoextend_threshold = 100
 }}
 allocation {{

@@ -148,8 +148,11 @@ class LvmDisks:
     async def disks(self) -> Mapping[str, int]:
         lvs, self._at_open = self._at_open, None
         if lvs is None:
-            lvs = await self._lvm.lvs()
+            lvs = await self._lvs()
         return {lv.name: lv.size_bytes for lv in lvs if self._ours(lv)}
+
+    async def _lvs(self) -> list[LogicalVolume]:
+        return await self._lvm.lvs()
 
     async def inventory(self) -> Inventory:
         """See the port: two processes."""

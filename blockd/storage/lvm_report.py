@@ -17,7 +17,8 @@ Row = TypeVar("Row")
 
 LV_FIELDS: Final = (
     "lv_name,lv_uuid,vg_uuid,lv_size,lv_tags,lv_attr,segtype,pool_lv,lv_permissions,zero,"
-    "chunk_size,thin_id,origin,origin_size,lv_merging,transaction_id"
+    "chunk_size,thin_id,origin,origin_size,lv_merging,transaction_id,"
+    "lv_metadata_size,vg_free,vg_extent_size"
 )
 VG_FIELDS: Final = "vg_uuid,vg_size,vg_free,vg_extent_size"
 PV_FIELDS: Final = "pv_name,vg_name"
@@ -44,6 +45,9 @@ class LogicalVolume:
         transaction_id: of a thin pool, how many changes LVM has begun; of a thin LV, the pool's
             before it was made; 0 of all others.
         thin_id: of a thin LV, the number of its device within the pool; 0 of all others.
+        metadata_bytes: of a thin pool, its metadata's size; 0 of all others.
+        group_free_bytes: what no LV of the volume group has.
+        extent_bytes: what the volume group hands out at once.
     """
 
     name: str
@@ -61,6 +65,9 @@ class LogicalVolume:
     is_merging: bool = False
     transaction_id: int = 0
     thin_id: int = 0
+    metadata_bytes: int = 0
+    group_free_bytes: int = 0
+    extent_bytes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +116,9 @@ def parse_lvs(report: bytes) -> list[LogicalVolume]:
             is_merging=bool(row["lv_merging"]),
             transaction_id=int(row["transaction_id"] or 0),
             thin_id=int(row["thin_id"] or 0),
+            metadata_bytes=int(row.get("lv_metadata_size") or 0),
+            group_free_bytes=int(row.get("vg_free") or 0),
+            extent_bytes=int(row.get("vg_extent_size") or 1),
         ),
     )
     # With `segtype` asked for, LVM has a row for each segment: one that has grown comes again.

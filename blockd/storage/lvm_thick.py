@@ -346,6 +346,15 @@ class LvmThick(LvmDisks):
             await self._free.count()
         self._watch.look_now()
 
+    async def extend_pool(self, size_bytes: int, metadata_bytes: int) -> None:
+        """See the port."""
+        del size_bytes, metadata_bytes
+        raise StorageError(f"volume group {self._vg} is extended with `vgextend`, by hand")
+
+    async def pool_event(self, within_s: float) -> None:
+        """See the port: what is free changes by our own doing, or by nobody telling us."""
+        await asyncio.sleep(within_s)
+
     # start
 
     async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from blockd.domain.errors import StorageError
 
 _METADATA_BLOCK_BYTES = 4096
+_WHEN_FULL = {"queue_if_no_space": "queue", "error_if_no_space": "error"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,8 @@ class PoolStatus:
         transaction_id: counts what LVM made and removed; tells whether the kernel took part.
         mode: `rw`, `ro`, `out_of_data_space`, or `fail` when the kernel gave the pool up.
         holds_snapshot: of its metadata (the held root): somebody reserved it.
+        when_full: `queue` or `error`: what becomes of writes when no data are left; empty if not
+            told.
     """
 
     transaction_id: int
@@ -30,6 +33,7 @@ class PoolStatus:
     mode: str
     needs_check: bool
     holds_snapshot: bool = False
+    when_full: str = ""
 
 
 def parse_pool_status(params: str) -> PoolStatus:
@@ -55,6 +59,7 @@ def parse_pool_status(params: str) -> PoolStatus:
             mode=fields[4],
             needs_check="needs_check" in fields,
             holds_snapshot=fields[3] != "-",
+            when_full=_WHEN_FULL.get(next((f for f in fields if f in _WHEN_FULL), ""), ""),
         )
     except (IndexError, ValueError) as err:
         raise StorageError(f"the kernel's status of the pool cannot be read: {params!r}") from err

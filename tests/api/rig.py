@@ -30,11 +30,12 @@ from blockd.service.answers import Answers
 from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.doctor import Doctor
 from blockd.service.events import Events
-from blockd.service.host import Host, Tenancy
+from blockd.service.host import CatalogKeeping, Host, Tenancy
 from blockd.service.job_steps import JobSteps
 from blockd.service.jobs import Jobs
 from blockd.service.losses import Losses
 from blockd.service.operations import Operations
+from blockd.service.pool_guard import PoolGuard
 from blockd.service.snapshots import Snapshots
 from blockd.service.steady_clock import SteadyClock
 from blockd.service.transfers import Transfers
@@ -164,7 +165,8 @@ async def service_over_files(
         operations = await stack.enter_async_context(Operations(catalog, classes, stop_s=5.0))
         clock = SteadyClock(boot_id(), uptime_s)
         await clock.start(catalog)
-        trash = Trash(catalog, classes, operations, clock, keep_s=3600.0)
+        guard = PoolGuard(classes)
+        trash = Trash(catalog, classes, operations, clock, guard, keep_s=3600.0)
         tenancy = Tenancy(ZONE, ORGANIZATION, PROJECT, frozenset({PROJECT, OTHER_PROJECT}))
         parts = catalog, classes, operations, trash, tenancy
         images = await stack.enter_async_context(open_images(config, SideEffects()))
@@ -174,7 +176,17 @@ async def service_over_files(
         service = Service(
             Volumes(*parts, jobs),
             Snapshots(*parts),
-            Host(tenancy, catalog, classes, operations, jobs, Upkeep(catalog, classes), doctor),
+            Host(
+                tenancy,
+                catalog,
+                classes,
+                operations,
+                jobs,
+                guard,
+                Upkeep(catalog, classes),
+                doctor,
+                CatalogKeeping(),
+            ),
             Answers(catalog),
             Transfers(catalog, classes, trash, tenancy, images, jobs, max_import_bytes=100 * GIB),
             Events(catalog),

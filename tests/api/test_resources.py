@@ -289,11 +289,23 @@ async def test_pools_are_told_in_bytes_and_paged(api: Api) -> None:
         "name": "files/sbs",
         "size": 1000 * 1024**3,
         "used": pool["used"],
-        "metadata_size": 4 * MIB,
-        "metadata_used": MIB,
+        "metadata_size": 1024 * MIB,
+        "metadata_used": 128 * MIB,
         "mode": "rw",
         "needs_check": False,
         "free": None,
+        "trouble": None,
+        "when_full": "queue",
+        "group_free": 0,
+        "addable": 0,
+        "extension": {
+            "works": False,
+            "reason": "data: volume group files has 0 B free; metadata: volume group files has "
+            "0 B free, and each step takes its size twice",
+        },
+        "fill_rate": None,
+        "full_in": None,
+        "metadata_full_in": None,
     }
     assert thick == {
         "class": "bssd",
@@ -305,6 +317,14 @@ async def test_pools_are_told_in_bytes_and_paged(api: Api) -> None:
         "mode": "rw",
         "needs_check": False,
         "free": 1000 * 1024**3,
+        "trouble": None,
+        "when_full": None,
+        "group_free": None,
+        "addable": 0,
+        "extension": {"works": True, "reason": None},
+        "fill_rate": None,
+        "full_in": None,
+        "metadata_full_in": None,
     }
     assert await api.ok("GET", f"{HOST}/pools?page=2") == {"pools": [], "total_count": 2}
     assert (await api("GET", f"{HOST}/pools?page_size=101")).status == 400

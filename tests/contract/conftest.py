@@ -84,3 +84,10 @@ def thin_storage(request: pytest.FixtureRequest) -> Storage:
     """Those that know what is allocated, and revert by swapping disks."""
     chosen: Storage = request.getfixturevalue(request.param)
     return chosen
+
+
+@pytest.fixture(params=_THICK)
+def thick_storage(request: pytest.FixtureRequest) -> Storage:
+    """Those without a pool."""
+    chosen: Storage = request.getfixturevalue(request.param)
+    return chosen

@@ -167,7 +167,7 @@ async def test_reader_leaves_nothing_active_and_nothing_reserved(thin: ThinStora
         assert node.exists()
         await thin.driver.allocation(snapshot, SIZE)
     assert not node.exists()
-    status = await thin.driver._pool_status()  # type: ignore[attr-defined]
+    status = await thin.driver._pool.status()  # type: ignore[attr-defined]
     assert not status.holds_snapshot
 
 
@@ -180,10 +180,10 @@ async def test_what_a_crash_left_active_and_reserved_is_put_away_at_the_start(
     node = Path(f"/dev/mapper/contract-{snapshot.replace('-', '--')}")
     driver = thin.driver
     await driver._lvm.activate([snapshot])  # type: ignore[attr-defined]
-    driver._mapper.message(driver._pool_uuid, "reserve_metadata_snap")  # type: ignore[attr-defined]
+    driver._mapper.message(driver._pool.uuid, "reserve_metadata_snap")  # type: ignore[attr-defined]
     assert node.exists()
-    assert (await driver._pool_status()).holds_snapshot  # type: ignore[attr-defined]
+    assert (await driver._pool.status()).holds_snapshot  # type: ignore[attr-defined]
     await thin.restart([front])
     assert not node.exists()
-    assert not (await driver._pool_status()).holds_snapshot  # type: ignore[attr-defined]
+    assert not (await driver._pool.status()).holds_snapshot  # type: ignore[attr-defined]
     stamps.expect(thin.path(front), 1)

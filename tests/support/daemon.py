@@ -51,6 +51,10 @@ class Place:
     object_storage: Server | None = None
     notes: Path | None = None
     examines_at_start: bool = False
+    trash_policy: str = "trash"
+    #: Further lines of the class's section.
+    class_options: str = ""
+    more_disks: tuple[Path, ...] = ()
 
     @property
     def catalog(self) -> Path:
@@ -82,6 +86,7 @@ class Place:
             examine_at_start = {str(self.examines_at_start).lower()}
             [trash]
             keep = "{self.trash_keep}"
+            policy = "{self.trash_policy}"
             [log]
             format = "json"
             {self._object_storage}
@@ -103,7 +108,7 @@ class Place:
 
     @property
     def _devices(self) -> str:
-        disks = [self.disk, self.thick_disk] if self.names_devices else []
+        disks = [self.disk, self.thick_disk, *self.more_disks] if self.names_devices else []
         return json.dumps([str(disk) for disk in disks if disk])
 
     @property
@@ -124,6 +129,7 @@ class Place:
             vg = "{vg}"
             high_water_percent = {self.high_water_percent}
             overcommit = {self.overcommit}
+            {self.class_options}
             """
 
     @property

@@ -21,14 +21,11 @@ from blockd.domain.effects import SideEffects
 from blockd.domain.errors import InUse, StorageError
 from blockd.domain.finding import Finding
 from blockd.domain.inventory import FoundDisk, Inventory
-from blockd.domain.pool import PoolUse
-from blockd.domain.units import GIB, MIB
+from blockd.domain.units import GIB
 from blockd.domain.volume import Device, OpenDisk
 from blockd.service.ports import FrontSpec
 from blockd.storage.instant import InstantDisks
-
-#: Disks are whole extents, as LVM's are, so that exact sizes are the front's merit.
-EXTENT_BYTES = 4 * MIB
+from tests.support.file_pool import EXTENT_BYTES, FilePool, whole_extents
 
 _WITHIN_TURN = frozenset(
     {"create", "snapshot", "clone", "grow", "seal", "erase", "copy_space"}
@@ -62,7 +59,7 @@ class _Tag:
     lost: str | None = None
 
 
-class FileDriver(InstantDisks):
+class FileDriver(FilePool, InstantDisks):
     """`StorageDriver` over a directory: disks are sparse files, fronts are links to them.
 
     All state is in the directory, so a second driver on it is a restarted daemon:
@@ -92,7 +89,7 @@ class FileDriver(InstantDisks):
         self.gates: dict[str, asyncio.Event] = {}
         self.trouble = asyncio.Event()
         self.ailments: list[Finding] = []
-        self._storage_class, self._capacity_bytes = storage_class, capacity_bytes
+        FilePool.__init__(self, f"files/{root.name}", storage_class, capacity_bytes)
         self._effects = effects or SideEffects()
         self._root = root
         self._disks, self._tags, self._fronts = root / "disks", root / "tags", root / "dev"
@@ -129,7 +126,7 @@ class FileDriver(InstantDisks):
         tag = self._need(disk)
         if size_bytes <= tag.size_bytes:
             return
-        size_bytes = _whole_extents(size_bytes)
+        size_bytes = whole_extents(size_bytes)
         shown_bytes = tag.shown_bytes if self._is_behind_front(disk) else size_bytes
         self._show(disk, replace(tag, size_bytes=size_bytes, shown_bytes=shown_bytes))
 
@@ -228,21 +225,6 @@ class FileDriver(InstantDisks):
                 allocation.add(offset, end - offset)
         return allocation
 
-    async def pool(self) -> PoolUse:
-        """See `StorageDriver`; what files share in a thin pool is counted for each here."""
-        await self._enter("pool")
-        used_bytes = sum(self._disk_path(disk).stat().st_blocks * 512 for disk in self._ours())
-        return PoolUse(
-            storage_class=self._storage_class,
-            name=f"files/{self._root.name}",
-            size_bytes=self._capacity_bytes,
-            used_bytes=used_bytes,
-            metadata_size_bytes=4 * MIB,
-            metadata_used_bytes=MIB,
-            mode="rw" if used_bytes < self._capacity_bytes else "out_of_data_space",
-            needs_check=False,
-        )
-
     async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> Sequence[str]:
         """See `StorageDriver`. What cannot be as listed is left: the journal knows more of it."""
         del hidden  # a snapshot is a file of its own
@@ -309,7 +291,7 @@ class FileDriver(InstantDisks):
         """See `StorageDriver`."""
         await self._enter("copy_space")
         self.copy.touch(mode=0o600)
-        size_bytes = max(_whole_extents(size_bytes), self.copy.stat().st_size)
+        size_bytes = max(whole_extents(size_bytes), self.copy.stat().st_size)
         os.truncate(self.copy, size_bytes)
         return OpenDisk(str(self.copy), size_bytes)
 
@@ -343,6 +325,10 @@ class FileDriver(InstantDisks):
             raise StorageError(f"there is no disk {disk}")
         return tag
 
+    def _used_bytes(self) -> int:
+        """What files share in a thin pool is counted for each here."""
+        return sum(self._disk_path(disk).stat().st_blocks * 512 for disk in self._ours())
+
     def _ours(self) -> dict[str, _Tag]:
         names = sorted(path.name for path in self._disks.iterdir())
         return {name: tag for name in names if (tag := self._tag(name)) is not None}
@@ -353,7 +339,7 @@ class FileDriver(InstantDisks):
             self._remove(disk)
         elif self._disk_path(disk).exists():
             raise StorageError(f"{disk} exists and is not ours")
-        size_bytes = _whole_extents(size_bytes)
+        size_bytes = whole_extents(size_bytes)
         tag = _Tag(size_bytes, size_bytes)
         self._mark(disk, tag)
         self._disk_path(disk).touch(mode=0o600)
@@ -424,10 +410,6 @@ class FileDriver(InstantDisks):
             yield
         finally:
             os.close(descriptor)
-
-
-def _whole_extents(size_bytes: int) -> int:
-    return -(-size_bytes // EXTENT_BYTES) * EXTENT_BYTES
 
 
 def _copy_range(source: Path, target: Path, begin: int, end: int | None) -> None:

@@ -23,6 +23,7 @@ from blockd.config import (
 )
 from blockd.daemon import open_images, open_service
 from blockd.domain.effects import SideEffects
+from blockd.domain.pool_growth import GrowthBounds
 from blockd.domain.units import GIB
 from blockd.service import Service
 from blockd.service.catalog_copies import CatalogCopies
@@ -71,6 +72,7 @@ async def running(
     effects: SideEffects | None = None,
     default_class: str = "sbs",
     keeps_copies: bool = False,
+    bounds: GrowthBounds | None = None,
 ) -> AsyncIterator[Running]:
     """The service, as the daemon starts and stops it, with a single class.
 
@@ -79,12 +81,13 @@ async def running(
         effects: is told each commit, and each change of a driver made here.
         default_class: one of `DRIVERS`.
         keeps_copies: of the catalog, in the driver's `copy`.
+        bounds: of the pool's extension.
     """
     config = config or file_config(root)
     if driver is None:
         make = DRIVERS[default_class]
         driver = make(root / default_class, capacity_bytes=1000 * GIB, effects=effects)
-    only = StorageClass(default_class, driver)
+    only = StorageClass(default_class, driver, bounds=bounds or GrowthBounds())
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         catalog = await enter(open_catalog(config.catalog.path, effects))

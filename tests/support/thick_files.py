@@ -22,7 +22,8 @@ from blockd.domain.transfer import Progress
 from blockd.domain.units import GIB
 from blockd.domain.volume import OpenDisk
 from blockd.service.ports import FrontSpec
-from tests.support.file_driver import FileDriver, _copy_range, _Tag, _whole_extents
+from tests.support.file_driver import FileDriver, _copy_range, _Tag
+from tests.support.file_pool import whole_extents
 
 _STORE_PERCENT = 10
 _OLD_BYTES = bytes([0xDB]) * 512
@@ -73,7 +74,7 @@ class ThickFileDriver(FileDriver):
     async def grow(self, disk: str, size_bytes: int) -> None:
         """See `StorageDriver`."""
         tag = self._need(disk)
-        self._take(_whole_extents(size_bytes) - tag.size_bytes)
+        self._take(whole_extents(size_bytes) - tag.size_bytes)
         await super().grow(disk, size_bytes)
         grown = self._need(disk)
         if grown.size_bytes > tag.size_bytes and grown.old_from is None:
@@ -113,17 +114,17 @@ class ThickFileDriver(FileDriver):
 
     def volume_bytes(self, size_bytes: int) -> int:
         """See `StorageDriver`."""
-        return _whole_extents(size_bytes)
+        return whole_extents(size_bytes)
 
     def snapshot_bytes(self, size_bytes: int) -> int:
         """See `StorageDriver`."""
-        return _whole_extents(size_bytes * _STORE_PERCENT // 100)
+        return whole_extents(size_bytes * _STORE_PERCENT // 100)
 
     async def recount(self) -> None:
         """See `StorageDriver`: what was put into `adds_bytes` is noticed now."""
         await self._enter("recount")
         async with self.turn():
-            self._capacity_bytes += self.adds_bytes
+            self.capacity_bytes += self.adds_bytes
             self.adds_bytes = 0
 
     async def pool(self) -> PoolUse:
@@ -132,15 +133,19 @@ class ThickFileDriver(FileDriver):
         free_bytes = self._free_bytes()
         return PoolUse(
             storage_class=self._storage_class,
-            name=f"files/{self._root.name}",
-            size_bytes=self._capacity_bytes,
-            used_bytes=self._capacity_bytes - free_bytes,
+            name=self._name,
+            size_bytes=self.capacity_bytes,
+            used_bytes=self.capacity_bytes - free_bytes,
             metadata_size_bytes=0,
             metadata_used_bytes=0,
             mode="rw",
             needs_check=False,
             free_bytes=free_bytes,
         )
+
+    async def extend_pool(self, size_bytes: int, metadata_bytes: int) -> None:
+        """See `StorageDriver`."""
+        raise StorageError(f"{self._name} has no pool: {size_bytes + metadata_bytes}")
 
     # snapshots
 
@@ -281,7 +286,7 @@ class ThickFileDriver(FileDriver):
     def _make_old(self, disk: str, size_bytes: int) -> None:
         present = self._tag(disk)
         taken = 0 if present is None else present.size_bytes
-        self._take(_whole_extents(size_bytes) - taken)
+        self._take(whole_extents(size_bytes) - taken)
         self._make(disk, size_bytes)
         self._mark(disk, replace(self._need(disk), old_from=0))
 
@@ -297,7 +302,7 @@ class ThickFileDriver(FileDriver):
             else self.snapshot_bytes(tag.size_bytes)
             for tag in self._ours().values()
         )
-        return self._capacity_bytes - taken
+        return self.capacity_bytes - taken
 
     def _snapshots_of(self, disk: str) -> list[str]:
         return [name for name, tag in self._ours().items() if tag.origin == disk]

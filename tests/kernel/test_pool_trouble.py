@@ -1,0 +1,163 @@
+"""Pools that are damaged, or seem so: named, and well again as docs/pool-trouble.md says."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support import stamps
+from tests.support.client import ApiError
+from tests.support.daemon import VG, Daemon, Place
+from tests.support.small_pool import pool, pool_on, problems, take_down, until
+from tests.support.thin_kernel import dmsetup
+
+pytestmark = pytest.mark.kernel
+
+MIB = 1024**2
+BLOCK = 4096
+#: Linux, drivers/md/dm-thin-metadata.c: SUPERBLOCK_CSUM_XOR, THIN_METADATA_NEEDS_CHECK_FLAG.
+SUPERBLOCK_XOR, NEEDS_CHECK = 160774, 1
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Place]:
+    """A place whose volume group has room for its pool to grow: 256 MiB of 4 GiB."""
+    place = Place(state=tmp_path, run=tmp_path / "run")
+    place.run.mkdir()
+    with pool_on(place, place.disk):
+        yield place
+
+
+def test_pool_that_needs_a_check_is_named_and_well_after_one(small: Place) -> None:
+    device = stamped(small)
+    take_down(small)
+    with metadata(small) as (disk, offset):
+        superblock = bytearray(direct_read(disk, offset))
+        flags = struct.unpack_from("<I", superblock, 4)[0] | NEEDS_CHECK
+        struct.pack_into("<I", superblock, 4, flags)
+        struct.pack_into("<I", superblock, 0, crc32c(bytes(superblock[4:])) ^ SUPERBLOCK_XOR)
+        direct_write(disk, offset, bytes(superblock))
+    small.lvm("lvchange", "-ay", "--config", 'global/thin_check_executable=""', f"{VG}/pool")
+    expect_told(small, "needs_check", "takes no writes, its metadata need a check: repair it")
+    take_down(small)
+    small.lvm("lvchange", "--activate", "y", f"{VG}/pool")
+    expect_well(small, device)
+
+
+def test_pool_with_damaged_metadata_stops_no_start_and_is_named(small: Place) -> None:
+    device = stamped(small)
+    take_down(small)
+    with metadata(small) as (disk, offset):
+        superblock = direct_read(disk, offset)
+        # No zeroes: LVM and the kernel take those for a pool that is new, and format it.
+        direct_write(disk, offset, bytes([0xFF]) * BLOCK)
+    expect_told(small, "inactive", "is not active (")
+    with metadata(small) as (disk, offset):
+        direct_write(disk, offset, superblock)
+    small.lvm("lvchange", "--activate", "y", f"{VG}/pool")
+    expect_well(small, device)
+
+
+def test_pool_whose_metadata_disk_fails_is_named_and_well_when_it_is_back(tmp_path: Path) -> None:
+    under = Path("/dev/mapper/under")
+    place = Place(state=tmp_path, run=tmp_path / "run", more_disks=(under,))
+    place.run.mkdir()
+    sectors = int(Path("/sys/block/ubda/size").read_text())
+    good, bad = f"0 {sectors} linear /dev/ubda 0", f"0 {sectors} error"
+    subprocess.run(["/sbin/dmsetup", "create", "under", "--table", good], check=True)
+    try:
+        with pool_on(place, place.disk, under):
+            with Daemon(place) as daemon:
+                api = daemon.api
+                volume_id = api.create_volume("kept", 64 * MIB)
+                device = api.device(volume_id)
+                stamps.stamp(device, 1, 0, 16 * MIB)
+                api.idle()
+                switch(bad)
+                try:
+                    with pytest.raises(OSError, match="Input/output error"):
+                        stamps.stamp(device, 2, 32 * MIB, 48 * MIB)
+                    until(lambda: pool(api)["trouble"] == "failed")
+                    assert "was given up by the kernel, it takes no writes" in problems(api)
+                    with pytest.raises(ApiError, match="quotas_exceeded"):
+                        api.create_volume("refused", MIB)
+                finally:
+                    switch(good)
+            take_down(place)
+            place.lvm("lvchange", "--activate", "y", f"{VG}/pool")
+            expect_well(place, device)
+    finally:
+        subprocess.run(["/sbin/dmsetup", "remove", "under"], check=True)
+
+
+def stamped(place: Place) -> Path:
+    """A volume with flushed bytes, and no daemon."""
+    with Daemon(place) as daemon:
+        api = daemon.api
+        device = api.device(api.create_volume("kept", 64 * MIB))
+        stamps.stamp(device, 1, 0, 16 * MIB)
+        api.idle()
+    return device
+
+
+def expect_told(place: Place, trouble: str, line: str) -> None:
+    """A daemon starts, names it, and makes nothing new."""
+    with Daemon(place) as daemon:
+        assert pool(daemon.api)["trouble"] == trouble
+        assert line in problems(daemon.api)
+        assert f"docs/pool-trouble.md#{trouble.replace('_', '-')}" in problems(daemon.api)
+        assert pool(daemon.api)["extension"]["works"] is False
+        with pytest.raises(ApiError, match="quotas_exceeded"):
+            daemon.api.create_volume("refused", MIB)
+
+
+def expect_well(place: Place, device: Path) -> None:
+    """Everything is there, and new things can be made."""
+    with Daemon(place) as daemon:
+        assert pool(daemon.api)["trouble"] is None
+        stamps.expect(device, 1, 0, 16 * MIB)
+        daemon.api.create_volume("well", MIB)
+        daemon.api.idle()
+
+
+def switch(table: str) -> None:
+    """Another table under the volume group."""
+    dmsetup("suspend", "--noflush", "--nolockfs", "under")
+    dmsetup("load", "under", "--table", table)
+    dmsetup("resume", "under")
+
+
+@contextmanager
+def metadata(place: Place) -> Iterator[tuple[Path, int]]:
+    """The disk and the offset in it where the metadata of a pool that is down are."""
+    place.lvm("lvchange", "--yes", "-ay", f"{VG}/pool_tmeta")
+    first = dmsetup("table", f"{VG}-pool_tmeta").split()[4]
+    place.lvm("lvchange", "-an", f"{VG}/pool_tmeta")
+    yield place.disk, int(first) * 512
+
+
+def direct_read(disk: Path, offset: int) -> bytes:
+    """A block, past the cache."""
+    argv = ["dd", f"if={disk}", f"bs={BLOCK}", "count=1", f"skip={offset // BLOCK}"]
+    return subprocess.run([*argv, "iflag=direct"], capture_output=True, check=True).stdout
+
+
+def direct_write(disk: Path, offset: int, block: bytes) -> None:
+    """A block, past the cache."""
+    argv = ["dd", f"of={disk}", f"bs={BLOCK}", "count=1", f"seek={offset // BLOCK}", "conv=notrunc"]
+    subprocess.run([*argv, "oflag=direct"], input=block, capture_output=True, check=True)
+
+
+def crc32c(data: bytes) -> int:
+    """Of the kernel's crc32c(~0, data), without a final complement."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc
