@@ -8,13 +8,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
+import structlog
+
 from blockd.domain.errors import StartError, StorageError, StorageOverdue
 from blockd.domain.pool import PoolUse
 from blockd.storage.dm import DeviceMapper, Target
 from blockd.storage.dm_events import dm_events
+from blockd.storage.held_root import HeldRoot
 from blockd.storage.lvm_commands import LvmCommands
 from blockd.storage.lvm_report import LogicalVolume
 from blockd.storage.pool_status import PoolStatus, parse_pool_status
+
+log = structlog.get_logger()
 
 _STATUS_DEADLINE_S = 10.0
 #: LVM removes the device of a pool when its first volume is made, and makes it under another name.
@@ -86,6 +91,16 @@ class ThinPool:
             except StorageError as err:
                 if self._mapper.info(self.uuid) is None:  # what the kernel has counts
                     self._fault = str(err)
+                    await self._activate_as_committed()
+
+    async def _activate_as_committed(self) -> None:
+        """What LVM refused may have been caught by a power cut."""
+        try:
+            if await HeldRoot(self._name, self._lvm, self._mapper).put_back():
+                await self._lvm.activate([self._name])
+                self._fault = ""
+        except StorageError as err:
+            log.exception("pool is not put back", pool=self._full_name, reason=str(err))
 
     async def look(self) -> None:
         """Ask LVM: one process.

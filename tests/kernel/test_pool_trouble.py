@@ -5,23 +5,24 @@ from __future__ import annotations
 import struct
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from blockd.storage.superblock import BLOCK_BYTES, with_held_root
 from tests.support import stamps
 from tests.support.client import ApiError
 from tests.support.daemon import VG, Daemon, Place
+from tests.support.pool_metadata import direct_read, direct_write, metadata
 from tests.support.small_pool import pool, pool_on, problems, take_down, until
 from tests.support.thin_kernel import dmsetup
 
 pytestmark = pytest.mark.kernel
 
 MIB = 1024**2
-BLOCK = 4096
-#: Linux, drivers/md/dm-thin-metadata.c: SUPERBLOCK_CSUM_XOR, THIN_METADATA_NEEDS_CHECK_FLAG.
-SUPERBLOCK_XOR, NEEDS_CHECK = 160774, 1
+
+#: Linux, drivers/md/dm-thin-metadata.c: THIN_METADATA_NEEDS_CHECK_FLAG.
+NEEDS_CHECK = 1
 
 
 @pytest.fixture
@@ -40,8 +41,7 @@ def test_pool_that_needs_a_check_is_named_and_well_after_one(small: Place) -> No
         superblock = bytearray(direct_read(disk, offset))
         flags = struct.unpack_from("<I", superblock, 4)[0] | NEEDS_CHECK
         struct.pack_into("<I", superblock, 4, flags)
-        struct.pack_into("<I", superblock, 0, crc32c(bytes(superblock[4:])) ^ SUPERBLOCK_XOR)
-        direct_write(disk, offset, bytes(superblock))
+        direct_write(disk, offset, with_held_root(bytes(superblock), 0))  # its sum is right again
     small.lvm("lvchange", "-ay", "--config", 'global/thin_check_executable=""', f"{VG}/pool")
     expect_told(small, "needs_check", "takes no writes, its metadata need a check: repair it")
     take_down(small)
@@ -55,7 +55,7 @@ def test_pool_with_damaged_metadata_stops_no_start_and_is_named(small: Place) ->
     with metadata(small) as (disk, offset):
         superblock = direct_read(disk, offset)
         # No zeroes: LVM and the kernel take those for a pool that is new, and format it.
-        direct_write(disk, offset, bytes([0xFF]) * BLOCK)
+        direct_write(disk, offset, bytes([0xFF]) * BLOCK_BYTES)
     expect_told(small, "inactive", "is not active (")
     with metadata(small) as (disk, offset):
         direct_write(disk, offset, superblock)
@@ -130,34 +130,3 @@ def switch(table: str) -> None:
     dmsetup("suspend", "--noflush", "--nolockfs", "under")
     dmsetup("load", "under", "--table", table)
     dmsetup("resume", "under")
-
-
-@contextmanager
-def metadata(place: Place) -> Iterator[tuple[Path, int]]:
-    """The disk and the offset in it where the metadata of a pool that is down are."""
-    place.lvm("lvchange", "--yes", "-ay", f"{VG}/pool_tmeta")
-    first = dmsetup("table", f"{VG}-pool_tmeta").split()[4]
-    place.lvm("lvchange", "-an", f"{VG}/pool_tmeta")
-    yield place.disk, int(first) * 512
-
-
-def direct_read(disk: Path, offset: int) -> bytes:
-    """A block, past the cache."""
-    argv = ["dd", f"if={disk}", f"bs={BLOCK}", "count=1", f"skip={offset // BLOCK}"]
-    return subprocess.run([*argv, "iflag=direct"], capture_output=True, check=True).stdout
-
-
-def direct_write(disk: Path, offset: int, block: bytes) -> None:
-    """A block, past the cache."""
-    argv = ["dd", f"of={disk}", f"bs={BLOCK}", "count=1", f"seek={offset // BLOCK}", "conv=notrunc"]
-    subprocess.run([*argv, "oflag=direct"], input=block, capture_output=True, check=True)
-
-
-def crc32c(data: bytes) -> int:
-    """Of the kernel's crc32c(~0, data), without a final complement."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
-    return crc
