@@ -162,6 +162,13 @@ class TransfersSection(_Section):
     keep_jobs: Seconds = 7 * 86400.0
 
 
+class BackupsSection(_Section):
+    """Backups of the metadata of LVM and of thin pools."""
+
+    folder: Path | None = None
+    keep: int = Field(8, ge=1, le=1000)
+
+
 class LogSection(_Section):
     """What is logged, and how."""
 
@@ -191,6 +198,7 @@ class Config(_Section):
     trash: TrashSection = TrashSection()
     object_storage: ObjectStorageSection | None = None
     transfers: TransfersSection = TransfersSection()
+    backups: BackupsSection = BackupsSection()
     log: LogSection = LogSection()
     daemon: DaemonSection = DaemonSection()
 
@@ -198,6 +206,11 @@ class Config(_Section):
     def first_class(self) -> str:
         """The class of volumes that ask for none."""
         return self.default_class or next(iter(self.classes))
+
+    @property
+    def backup_folder(self) -> Path:
+        """Where backups are kept: beside the catalog, unless another place is named."""
+        return self.backups.folder or self.catalog.path.parent / "backups"
 
 
 def read_config(path: Path) -> Config:

@@ -211,6 +211,29 @@ class Pools(ListOfAnswers):
     pools: list[Pool]
 
 
+class BackupFile(Answer):
+    """A file of a backup: the volume group's text, or the packed mappings of a thin pool."""
+
+    kind: Literal["vg", "thin.xml.gz"]
+    path: str
+    size: int
+
+
+class Backup(Answer):
+    """A backup of a class's metadata; the highest `number` is the newest."""
+
+    storage_class: str = Field(alias="class")
+    number: int
+    taken_at: Instant
+    files: list[BackupFile]
+
+
+class Backups(ListOfAnswers):
+    """A page of backups, class by class, the newest first."""
+
+    backups: list[Backup]
+
+
 class CatalogCopy(Answer):
     """The copy of the catalog that lies with a class's disks.
 

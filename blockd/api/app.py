@@ -12,6 +12,7 @@ from pydantic_core import to_json
 
 from blockd.api import openapi
 from blockd.api.answers import Metadata
+from blockd.api.backups import BackupHandlers
 from blockd.api.doctor import DoctorHandlers
 from blockd.api.errors import MAX_BODY_BYTES
 from blockd.api.events import EventsHandlers
@@ -66,6 +67,7 @@ def make_app(
     host = [
         *HostHandlers(service).routes(),
         *JobHandlers(service).routes(),
+        *BackupHandlers(service).routes(),
         *events.routes(),
         *DoctorHandlers(service).routes(),
     ]

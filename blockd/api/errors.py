@@ -78,6 +78,10 @@ def _store(error: e.ObjectStoreError) -> dict[str, object]:
     return {"precondition": "resource_not_usable", "help_message": str(error)}
 
 
+def _backup(error: e.BackupFailed) -> dict[str, object]:
+    return {"precondition": "resource_not_usable", "help_message": str(error)}
+
+
 def _later(error: e.Unavailable) -> dict[str, object]:
     return {"help_message": f"{error}; nothing was changed, try again later"}
 
@@ -119,6 +123,8 @@ TABLE: Final[Mapping[type[e.BlockdError], Row]] = {
     e.StorageError: Row(500, *INTERNAL, _nothing),
     e.StorageOverdue: Row(500, *INTERNAL, _nothing),
     e.NoSpace: Row(500, *INTERNAL, _nothing),
+    # As health tells it, too: whoever asks for a backup must know why there is none.
+    e.BackupFailed: Row(412, *_PRECONDITION, _backup),
     e.RollbackFailed: Row(500, *INTERNAL, _nothing),
     e.StartError: Row(500, *INTERNAL, _nothing),
     e.BlockdError: Row(500, *INTERNAL, _nothing),

@@ -15,6 +15,7 @@ from typing import Final
 from aiohttp import web
 from pydantic_core import to_json
 
+from blockd.domain.backup import Backup
 from blockd.domain.pool_state import PoolState
 from blockd.domain.snapshot import ParentVolume, Snapshot
 from blockd.domain.volume import TYPE_OF_IOPS, Volume
@@ -135,6 +136,19 @@ def pool(state: PoolState) -> dict[str, object]:
 
 def _whole(number: float | None) -> int | None:
     return None if number is None else int(number)
+
+
+def backup(taken: Backup) -> dict[str, object]:
+    """A backup of `/host/v1`."""
+    return {
+        "class": taken.storage_class,
+        "number": taken.number,
+        "taken_at": taken.taken_at,
+        "files": [
+            {"kind": file.kind, "path": str(file.path), "size": file.size_bytes}
+            for file in taken.files
+        ],
+    }
 
 
 def text_answer(text: str) -> web.Response:

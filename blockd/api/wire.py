@@ -163,6 +163,12 @@ class FixFindings(Body):
     ids: list[str] | None = Field(default=None, min_length=1, max_length=1000)
 
 
+class TakeBackup(Body):
+    """Of which class; absent: of all."""
+
+    storage_class: StorageClass | None = Field(default=None, alias="class")
+
+
 async def read_body(request: web.Request) -> bytes:
     """The body as it was sent.
 

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from blockd import __version__
 
-from . import doctor, events, host, jobs, pools, snapshots, volumes
+from . import backups, doctor, events, host, jobs, pools, snapshots, volumes
 from .client import Client
 from .complete import DEFAULT_SOCKET
 from .failures import Code, Failure, usage
@@ -124,11 +124,12 @@ app.add_typer(volumes.app, name="volume")
 app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(jobs.app, name="job")
 app.add_typer(pools.app, name="pool")
+app.add_typer(backups.app, name="backup")
 app.command()(events.events)
 app.command()(host.health)
 app.command()(doctor.doctor)
 app.command()(host.version)
-for group in (app, volumes.app, snapshots.app, jobs.app, pools.app):
+for group in (app, volumes.app, snapshots.app, jobs.app, pools.app, backups.app):
     for command in group.registered_commands:
         command.epilog = EVERYWHERE
 

@@ -61,6 +61,7 @@ async def run(config: Config, listener: SideEffects | None = None) -> None:
                 metrics.count_extension,
                 copies.states,
                 copies.try_again,
+                effects,
             )
         )
 

@@ -13,11 +13,12 @@ from blockd.host.secrets import object_storage_keys
 from blockd.host.uptime import boot_id, uptime_s
 from blockd.service import Service
 from blockd.service.answers import Answers
+from blockd.service.backups import Backups
 from blockd.service.catalog_copies import CopyState
 from blockd.service.classes import StorageClasses
 from blockd.service.doctor import Doctor
 from blockd.service.events import Events
-from blockd.service.host import CatalogKeeping, Host, Tenancy
+from blockd.service.host import Host, Keeping, Tenancy
 from blockd.service.job_steps import JobSteps
 from blockd.service.jobs import Jobs
 from blockd.service.losses import Losses
@@ -83,6 +84,7 @@ async def open_service(
     count_extension: Callable[[str, str], None] = lambda _class, _outcome: None,
     copies: Callable[[], list[CopyState]] = list,
     recovered: Callable[[], None] = lambda: None,
+    effects: SideEffects | None = None,
 ) -> AsyncIterator[Service]:
     """The verbs over catalog and classes; what an earlier daemon left unfinished goes on.
 
@@ -91,6 +93,7 @@ async def open_service(
         count_extension: is told the class and the outcome of each extension of its pool.
         copies: how the copies of the catalog are.
         recovered: is called when some trouble has ended.
+        effects: is told what is done to files of backups.
     """
     host = config.host
     tenancy = Tenancy(
@@ -119,9 +122,14 @@ async def open_service(
         )
         steps = JobSteps(catalog, classes, images, operations)
         concurrency, keep_jobs_s = config.transfers.concurrency, config.transfers.keep_jobs
+        backups = Backups(
+            config.backup_folder, config.backups.keep, classes, effects or SideEffects(), uptime_s
+        )
+        await backups.start()
         tasks = [
             asyncio.create_task(trash.run(), name="trash"),
             asyncio.create_task(guard.run(trash.give_way), name="pool-guard"),
+            asyncio.create_task(backups.run(), name="backups"),
         ]
         try:
             async with Jobs(catalog, steps, concurrency=concurrency, keep_s=keep_jobs_s) as jobs:
@@ -131,7 +139,13 @@ async def open_service(
                 tasks.append(asyncio.create_task(losses.run(), name="losses"))
                 tasks.append(asyncio.create_task(upkeep.run(), name="upkeep"))
                 doctor = Doctor(
-                    catalog, classes, images, operations, jobs, tenancy.default_project_id
+                    catalog,
+                    classes,
+                    images,
+                    operations,
+                    jobs,
+                    backups,
+                    tenancy.default_project_id,
                 )
                 if config.daemon.examine_at_start:
                     tasks.append(asyncio.create_task(doctor.run(), name="doctor"))
@@ -147,7 +161,7 @@ async def open_service(
                         guard,
                         upkeep,
                         doctor,
-                        CatalogKeeping(copies, restored),
+                        Keeping(copies, restored, backups.problems),
                     ),
                     answers=Answers(catalog),
                     transfers=Transfers(
@@ -161,6 +175,7 @@ async def open_service(
                     ),
                     events=Events(catalog),
                     doctor=doctor,
+                    backups=backups,
                 )
         finally:
             for task in tasks:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from blockd.domain.backup import Backup
+
 
 class BlockdError(Exception):
     """The root of everything that blockd raises on purpose."""
@@ -145,6 +147,14 @@ class StorageOverdue(StorageError):
 
 class NoSpace(StorageError):
     """The volume group has no extents left for it; nothing was made."""
+
+
+class BackupFailed(StorageError):
+    """A backup of metadata, or a part of it, could not be had. `kept` is what was, if anything."""
+
+    def __init__(self, reason: str, kept: Backup | None = None) -> None:
+        super().__init__(reason)
+        self.kept = kept
 
 
 class RollbackFailed(StorageError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blockd.service.answers import Answers
+from blockd.service.backups import Backups
 from blockd.service.doctor import Doctor
 from blockd.service.events import Events
 from blockd.service.host import Host
@@ -24,3 +25,4 @@ class Service:
     transfers: Transfers
     events: Events
     doctor: Doctor
+    backups: Backups

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 import structlog
 
 from blockd.catalog import Catalog
-from blockd.domain.errors import BlockdError, NotFound, StorageError, WrongState
+from blockd.domain.errors import BackupFailed, BlockdError, NotFound, StorageError, WrongState
 from blockd.domain.finding import Finding, FindingKind, Fixed
 from blockd.domain.units import now_timestamp
+from blockd.service.backups import Backups
 from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.comparison import compare, expectation
 from blockd.service.disk_fixes import DiskFixes
@@ -33,6 +34,16 @@ _SECOND_LOOK_S = 1.0
 
 #: In this order: a front is removed before the disk beneath it is entered into the catalog.
 _ORDER = list(FindingKind)
+
+#: Fixing these changes what LVM or a pool knows, so that is saved first.
+_CHANGES_METADATA = frozenset(
+    {
+        FindingKind.DISK_UNKNOWN,
+        FindingKind.DISK_LEFT,
+        FindingKind.THIN_DEVICE_UNKNOWN,
+        FindingKind.CREATION_CUT_SHORT,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +64,14 @@ class Doctor:
         images: Images,
         operations: Operations,
         jobs: Jobs,
+        backups: Backups,
         project_id: str,
         *,
         second_look_s: float = _SECOND_LOOK_S,
     ) -> None:
         """`project_id`: whose the snapshots are that disks unknown to the catalog become."""
         self._catalog, self._classes = catalog, classes
-        self._operations, self._jobs = operations, jobs
+        self._operations, self._jobs, self._backups = operations, jobs, backups
         self._uploads = UploadExamination(catalog, images)
         self._disks = DiskFixes(catalog, operations, project_id)
         self._second_look_s = second_look_s
@@ -99,8 +111,34 @@ class Doctor:
             else:
                 wanted = [_fixable(found, finding_id) for finding_id in dict.fromkeys(ids)]
             wanted.sort(key=lambda finding: _ORDER.index(finding.kind))
-            outcomes = [await self._fix(finding) for finding in wanted]
+            unsaved = await self._back_up(wanted)
+            outcomes = [
+                Fixed(finding, unsaved[finding.storage_class])
+                if finding.kind in _CHANGES_METADATA and finding.storage_class in unsaved
+                else await self._fix(finding)
+                for finding in wanted
+            ]
             return outcomes, await self._examine()
+
+    async def _back_up(self, wanted: Sequence[Finding]) -> dict[str | None, str]:
+        """Save what LVM and the pools know before it is changed.
+
+        Returns:
+            Of which class it could not be, and why: there nothing is begun.
+        """
+        unsaved: dict[str | None, str] = {}
+        changing = [one.storage_class for one in wanted if one.kind in _CHANGES_METADATA]
+        for name in sorted({name for name in changing if name is not None}):
+            try:
+                async with asyncio.timeout(_TURN_S):
+                    missing = await self._backups.before_repair(name)
+            except (BackupFailed, TimeoutError) as err:
+                why = str(err) or f"its turn did not come within {_TURN_S:g} s"
+                unsaved[name] = f"not begun, as there is no backup of the metadata: {why}"
+            else:
+                if missing is not None:
+                    log.warning("fixing without a whole backup", reason=missing)
+        return unsaved
 
     async def _examine(self) -> Examination:
         findings = await self._look()

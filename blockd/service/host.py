@@ -76,16 +76,18 @@ class Tenancy:
 
 
 @dataclass(frozen=True, slots=True)
-class CatalogKeeping:
-    """What keeps the catalog from being lost.
+class Keeping:
+    """What keeps the catalog, and the metadata of LVM and of pools, from being lost.
 
     Attributes:
-        copies: tells how its copies are.
+        copies: tells how the catalog's copies are.
         restored: what there is to know since this start restored it, a line each.
+        backups: tells what is wrong with the backups of metadata, a line each.
     """
 
     copies: Callable[[], list[CopyState]] = list
     restored: Sequence[str] = ()
+    backups: Callable[[], list[str]] = list
 
 
 class Host:
@@ -101,7 +103,7 @@ class Host:
         guard: PoolGuard,
         upkeep: Upkeep,
         doctor: Doctor,
-        keeping: CatalogKeeping,
+        keeping: Keeping,
     ) -> None:
         """Who asks, and whom to ask."""
         self._catalog = catalog
@@ -125,6 +127,7 @@ class Host:
         pools, problems = [], [] if self._catalog.trouble is None else [self._catalog.trouble]
         problems += [
             *self._keeping.restored,
+            *self._keeping.backups(),
             *self._operations.retries.problems.values(),
             *self._jobs.retries.problems.values(),
         ]

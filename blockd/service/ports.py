@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from blockd.domain.allocation import Allocation
+from blockd.domain.backup import MetadataPart
 from blockd.domain.finding import Finding
 from blockd.domain.front import FrontSpec
 from blockd.domain.inventory import Inventory
@@ -252,6 +253,14 @@ class StorageDriver(Protocol):
 
         Raises:
             NoSpace: there is none, and no room for it.
+        """
+
+    def metadata(self) -> AbstractAsyncContextManager[Sequence[MetadataPart]]:
+        """What LVM and dm-thin know of the disks, as of one instant, to be read within the block.
+
+        Takes turns of its own to begin with, so it is never entered within `turn()`; changes go on
+        while it is read, and exports wait. What of it cannot be had raises StorageError when it is
+        read; the other parts can be.
         """
 
 

@@ -17,6 +17,7 @@ from contextlib import (
 from dataclasses import dataclass
 from pathlib import Path
 
+from blockd.domain.backup import VG_TEXT, MetadataPart, whole
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import InUse, StorageError, StorageOverdue
 from blockd.domain.finding import Finding, FindingKind
@@ -172,6 +173,13 @@ class LvmDisks:
     async def copy_space(self, size_bytes: int) -> OpenDisk:
         """See the port."""
         return await self._catalog_lv.space(size_bytes)
+
+    @asynccontextmanager
+    async def metadata(self) -> AsyncIterator[Sequence[MetadataPart]]:
+        """See the port."""
+        async with self.turn():
+            text = await self._lvm.text()
+        yield [MetadataPart(VG_TEXT, whole(text))]
 
     async def _make(self, disk: str, make: Callable[[], Awaitable[None]]) -> None:
         """Run `make`; if that fails, remove what an earlier attempt left, and try once more."""

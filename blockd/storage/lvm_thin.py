@@ -5,13 +5,14 @@ One LVM process per change, none per read.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import structlog
 
 from blockd.domain.allocation import Allocation
+from blockd.domain.backup import THIN_METADATA, VG_TEXT, MetadataPart, whole
 from blockd.domain.errors import StartError, StorageError
 from blockd.domain.finding import Finding
 from blockd.domain.front import FrontSpec
@@ -144,6 +145,44 @@ class LvmThin(InstantDisks, LvmDisks):
 
     async def allocation(self, disk: str, size_bytes: int) -> Allocation | None:
         return await self._reading.allocation(disk, size_bytes, self._pool.uuid)
+
+    @asynccontextmanager
+    async def metadata(self) -> AsyncIterator[Sequence[MetadataPart]]:
+        """See the port. In one turn, so that both have the same transaction id."""
+        async with AsyncExitStack() as stack:
+            while not (parts := await self._begin_metadata(stack)):
+                async with self._reading.alone():  # not within a turn: others go on
+                    pass
+            yield parts
+
+    async def _begin_metadata(self, stack: AsyncExitStack) -> list[MetadataPart]:
+        """Nothing while somebody reads the metadata: no turn is held until they have ended.
+
+        The order is turn, then metadata snapshot, as whoever examines the pool has it.
+        """
+        failed: StorageError | None = None
+        data_blocks = 0
+        async with self.turn():
+            if self._reading.is_asking:
+                return []
+            await stack.enter_async_context(self._reading.alone())
+            text = await self._lvm.text()
+            try:
+                await stack.enter_async_context(self._reading.reserved(self._pool.uuid))
+                data_blocks = (await self._pool.status()).data_blocks
+            except StorageError as err:
+                failed = err
+        thin = self._mappings(failed, data_blocks)
+        return [MetadataPart(VG_TEXT, whole(text)), MetadataPart(THIN_METADATA, thin)]
+
+    async def _mappings(
+        self, failed: StorageError | None, data_blocks: int
+    ) -> AsyncGenerator[bytes, None]:
+        if failed is not None:
+            raise failed
+        async with aclosing(self._reading.dump(data_blocks)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     # examination
 

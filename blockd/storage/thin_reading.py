@@ -1,4 +1,4 @@
-"""Reading the disks of a thin pool ourselves, and which chunks a disk has.
+"""Reading the disks of a thin pool ourselves, and which chunks a disk, or the pool, has.
 
 dm-thin's metadata can be read while the pool is in use from a snapshot that the kernel keeps of
 them, one at a time (Linux, thin-provisioning.rst, `reserve_metadata_snap`). A crash may leave it
@@ -8,7 +8,8 @@ reserved, which is put right at the next start.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import structlog
@@ -26,6 +27,8 @@ from blockd.storage.thin_ids import parse_thin_id
 log = structlog.get_logger()
 
 _SILENCE_S = 60.0
+_PIECE_BYTES = 1024**2
+_NO_BLOCKS = re.compile(rb'nr_data_blocks="0"')
 
 
 class ThinReading(DiskReading):
@@ -78,19 +81,66 @@ class ThinReading(DiskReading):
         self, pool_uuid: str, tool: str, *args: str
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """What a tool says of the pool's metadata as they are now."""
+        async with self.alone(), self.reserved(pool_uuid), self._said(tool, *args) as lines:
+            yield lines
+
+    async def dump(self, data_blocks: int) -> AsyncGenerator[bytes, None]:
+        """What `thin_dump` writes of the whole pool, as XML, within `reserved`.
+
+        Args:
+            data_blocks: of the pool. A metadata snapshot has no space maps (Linux,
+                dm-thin-metadata.c, `__reserve_metadata_snap`), so that thin_dump counts 0, and
+                thin_restore would refuse every mapping.
+
+        Raises:
+            StorageError: it failed, or what came is no whole dump.
+        """
+        piece, line = bytearray(), b""
+        async with self._said(self._thin_dump) as lines:
+            async for line in lines:
+                if line.startswith(b"<superblock"):
+                    piece += _NO_BLOCKS.sub(b'nr_data_blocks="%d"' % data_blocks, line, count=1)
+                else:
+                    piece += line
+                if len(piece) >= _PIECE_BYTES:
+                    yield bytes(piece)
+                    piece.clear()
+        if line.strip() != b"</superblock>":
+            raise StorageError("thin_dump's output ends in the middle")
+        yield bytes(piece)
+
+    def alone(self) -> AbstractAsyncContextManager[None]:
+        """Wait for the pool's one metadata snapshot, before `reserved`."""
+        return self._metadata_snapshot
+
+    @asynccontextmanager
+    async def reserved(self, pool_uuid: str) -> AsyncIterator[None]:
+        """Within `alone`: the metadata as they are now can be read within the block."""
+        # Reserving commits the pool's metadata first: what was written is in it.
+        reserving = asyncio.ensure_future(
+            asyncio.to_thread(self._mapper.message, pool_uuid, "reserve_metadata_snap")
+        )
+        try:
+            await asyncio.shield(reserving)  # a thread goes on when its waiter is cancelled
+            yield
+        finally:
+            await asyncio.shield(self._release_after(reserving, pool_uuid))
+
+    async def _release_after(self, reserving: asyncio.Future[None], pool_uuid: str) -> None:
+        await asyncio.wait([reserving])
+        if reserving.exception() is None:
+            await self._release(pool_uuid)
+
+    @asynccontextmanager
+    async def _said(self, tool: str, *args: str) -> AsyncIterator[AsyncIterator[bytes]]:
         metadata = f"/dev/mapper/{lv_device_name(self._vg, f'{self._pool}_tmeta')}"
-        async with self._metadata_snapshot:
-            # Reserving commits the pool's metadata first: what was written is in it.
-            await asyncio.to_thread(self._mapper.message, pool_uuid, "reserve_metadata_snap")
-            try:
-                argv = (tool, "--metadata-snap", *args, metadata)
-                async with lines_of(argv, silence_s=_SILENCE_S) as lines:
-                    yield lines
-            except TimeoutError:
-                name = tool.rpartition("/")[2]
-                raise StorageError(f"{name} said nothing for {_SILENCE_S:g} s") from None
-            finally:
-                await asyncio.shield(self._release(pool_uuid))
+        try:
+            argv = (tool, "--metadata-snap", *args, metadata)
+            async with lines_of(argv, silence_s=_SILENCE_S) as lines:
+                yield lines
+        except TimeoutError:
+            name = tool.rpartition("/")[2]
+            raise StorageError(f"{name} said nothing for {_SILENCE_S:g} s") from None
 
     async def _release(self, pool_uuid: str) -> None:
         await asyncio.to_thread(self._mapper.message, pool_uuid, "release_metadata_snap")

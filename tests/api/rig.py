@@ -27,10 +27,11 @@ from blockd.domain.units import GIB, MIB
 from blockd.host.uptime import boot_id, uptime_s
 from blockd.service import Service
 from blockd.service.answers import Answers
+from blockd.service.backups import Backups
 from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.doctor import Doctor
 from blockd.service.events import Events
-from blockd.service.host import CatalogKeeping, Host, Tenancy
+from blockd.service.host import Host, Keeping, Tenancy
 from blockd.service.job_steps import JobSteps
 from blockd.service.jobs import Jobs
 from blockd.service.losses import Losses
@@ -172,7 +173,10 @@ async def service_over_files(
         images = await stack.enter_async_context(open_images(config, SideEffects()))
         steps = JobSteps(catalog, classes, images, operations)
         jobs = await stack.enter_async_context(Jobs(catalog, steps, concurrency=2, keep_s=3600.0))
-        doctor = Doctor(catalog, classes, images, operations, jobs, PROJECT, second_look_s=0.01)
+        backups = Backups(config.backup_folder, 2, classes, SideEffects(), uptime_s)
+        doctor = Doctor(
+            catalog, classes, images, operations, jobs, backups, PROJECT, second_look_s=0.01
+        )
         service = Service(
             Volumes(*parts, jobs),
             Snapshots(*parts),
@@ -185,12 +189,13 @@ async def service_over_files(
                 guard,
                 Upkeep(catalog, classes),
                 doctor,
-                CatalogKeeping(),
+                Keeping(backups=backups.problems),
             ),
             Answers(catalog),
             Transfers(catalog, classes, trash, tenancy, images, jobs, max_import_bytes=100 * GIB),
             Events(catalog),
             doctor,
+            backups,
         )
         nothing: Any = None
         rig = Rig(

@@ -64,6 +64,8 @@ async def test_document_is_openapi_with_every_route(api: Api) -> None:
         "GET /host/v1/events",
         "GET /host/v1/doctor",
         "POST /host/v1/doctor/fix",
+        "GET /host/v1/backups",
+        "POST /host/v1/backups",
         "GET /metadata",
     }
     assert found == objects | lists | types | transfers | host

@@ -37,6 +37,8 @@ UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
         (("snapshot", "clone", "snap", "n"), dict),
         (("snapshot", "publish", "snap"), dict),
         (("snapshot", "delete", "snap"), list),
+        (("backup", "now"), list),
+        (("backup", "list"), list),
         (("pool",), list),
         (("pool", "list"), list),
         (("pool", "show", "sbs"), dict),

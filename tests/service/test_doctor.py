@@ -29,7 +29,7 @@ from tests.service.transfer_rig import KEY, transfer_rig
 from tests.support import stamps
 from tests.support.faulty_store import Fault, FaultyStore
 from tests.support.object_store import BUCKET
-from tests.support.service import DRIVERS, Running, running
+from tests.support.service import DRIVERS, Running, idle, running
 
 SIZE = 4 * 1024**2
 
@@ -67,12 +67,6 @@ async def snapshot_in(run: Running, volume: Volume) -> Snapshot:
         while (await snapshots.get(taken.id)).status in TRANSIENT:
             await asyncio.sleep(0.005)
     return await snapshots.get(taken.id)
-
-
-async def idle(run: Running) -> None:
-    async with asyncio.timeout(20):
-        while (await run.service.host.health()).queued:
-            await asyncio.sleep(0.005)
 
 
 async def found(run: Running) -> dict[str, Finding]:

@@ -11,12 +11,13 @@ import fcntl
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from blockd.domain.allocation import Allocation
+from blockd.domain.backup import THIN_METADATA, VG_TEXT, MetadataPart, whole
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import InUse, StorageError
 from blockd.domain.finding import Finding
@@ -180,6 +181,23 @@ class FileDriver(FilePool, InstantDisks):
             self._link(front)
         if former is not None:
             self._hide(former)
+
+    @asynccontextmanager
+    async def metadata(self) -> AsyncIterator[Sequence[MetadataPart]]:
+        """See `StorageDriver`. `fail_next["thin_dump"]` breaks the thin part off."""
+        async with self._turn:
+            await self._enter("metadata")
+            text = json.dumps(sorted(self._ours())).encode()
+        parts = [MetadataPart(VG_TEXT, whole(text))]
+        if not self.traits.is_thick:
+            parts.append(MetadataPart(THIN_METADATA, self._mappings()))
+        yield parts
+
+    async def _mappings(self) -> AsyncGenerator[bytes, None]:
+        yield b"<superblock>\n"
+        if (error := self.fail_next.pop("thin_dump", None)) is not None:
+            raise error
+        yield b"</superblock>\n"
 
     async def disk_behind(self, volume_id: str) -> str | None:
         """See `StorageDriver`."""

@@ -5,6 +5,7 @@ Opened a second time on the same directory it is the daemon after a restart, rec
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -108,6 +109,13 @@ async def served(root: Path, *, driver: FileDriver | None = None) -> AsyncIterat
         app = make_app(started.service, _no_metrics, lambda _: True)
         async with serve_unix(app, started.socket):
             yield started
+
+
+async def idle(run: Running) -> None:
+    """Until nothing is under way."""
+    async with asyncio.timeout(20):
+        while (await run.service.host.health()).queued:
+            await asyncio.sleep(0.005)
 
 
 async def _no_metrics() -> bytes:
