@@ -9,7 +9,7 @@ from blockd.api.idempotency import answer_once
 from blockd.api.query import Paging, parse_query, resource_id
 from blockd.api.render import Render, json_answer, pool, text_answer
 from blockd.api.routes import Route
-from blockd.api.wire import RevertVolume, Undelete, parse_body, read_body
+from blockd.api.wire import RepairPool, RevertVolume, Undelete, parse_body, read_body
 from blockd.service import Service
 
 
@@ -53,6 +53,14 @@ class HostHandlers:
                 body=Undelete,
             ),
             Route("GET", "/pools", self.pools, "Space by class", answers.Pools, query=Paging),
+            Route(
+                "POST",
+                "/pools/{class_name}/repair",
+                self.repair_pool,
+                "Have LVM check a pool's metadata, and take it up again",
+                answers.Pool,
+                body=RepairPool,
+            ),
             Route("GET", "/health", self.health, "How the host does", answers.Health),
         ]
 
@@ -125,6 +133,12 @@ class HostHandlers:
         first = (asked.page - 1) * asked.page_size
         page = [pool(use) for use in pools[first : first + asked.page_size]]
         return json_answer({"pools": page, "total_count": len(pools)})
+
+    async def repair_pool(self, request: web.Request) -> web.Response:
+        """POST /pools/{class_name}/repair: the pool, as it is then."""
+        parse_body(RepairPool, await read_body(request) or b"{}")
+        state = await self._service.pool_repair.repair(request.match_info["class_name"])
+        return json_answer(pool(state))
 
     async def health(self, request: web.Request) -> web.Response:  # noqa: ARG002
         """GET /health: 200 even when the host does badly; `status` says how."""

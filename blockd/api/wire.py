@@ -163,6 +163,10 @@ class FixFindings(Body):
     ids: list[str] | None = Field(default=None, min_length=1, max_length=1000)
 
 
+class RepairPool(Body):
+    """Nothing to say."""
+
+
 class TakeBackup(Body):
     """Of which class; absent: of all."""
 

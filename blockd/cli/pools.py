@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 
 BAR_CELLS = 10
+#: thin_check reads all of the metadata.
+_REPAIR_S = 900.0
 
 PoolRef = Annotated[
     str | None,
@@ -69,6 +71,21 @@ def show(ctx: typer.Context, pool: PoolRef = None) -> None:
         ],
         state_of(found),
     )
+
+
+@app.command()
+def repair(ctx: typer.Context, pool: PoolRef = None) -> None:
+    """Have LVM check the metadata of a pool in trouble, and take it up again.
+
+    Nobody may use a volume of it meanwhile. Nothing is removed; what LVM cannot vouch for it
+    refuses, and docs/pool-trouble.md says what a person can do.
+    """
+    session = session_of(ctx)
+    found = find(session, pool)
+    path = f"/host/v1/pools/{found['class']}/repair"
+    after = session.client.post(path, {}, timeout_s=_REPAIR_S)
+    if not session.out.value(after, after["name"]):
+        print(f"pool {after['name']} is {state_of(after)}")
 
 
 def find(session: Session, name: str | None) -> Resource:

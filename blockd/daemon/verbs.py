@@ -24,6 +24,7 @@ from blockd.service.jobs import Jobs
 from blockd.service.losses import Losses
 from blockd.service.operations import Operations
 from blockd.service.pool_guard import PoolGuard
+from blockd.service.pool_repair import PoolRepair
 from blockd.service.ports import Images
 from blockd.service.restoring import settle_restored
 from blockd.service.snapshots import Snapshots
@@ -176,6 +177,7 @@ async def open_service(
                     events=Events(catalog),
                     doctor=doctor,
                     backups=backups,
+                    pool_repair=PoolRepair(classes, guard, backups),
                 )
         finally:
             for task in tasks:

@@ -22,6 +22,16 @@ class PoolTrouble(StrEnum):
         """Nothing is damaged: the kernel goes on by itself once there is room."""
         return self in (PoolTrouble.OUT_OF_METADATA_SPACE, PoolTrouble.OUT_OF_DATA_SPACE)
 
+    @property
+    def is_repairable(self) -> bool:
+        """A check of the metadata and another activation may end it; nothing is lost by them."""
+        return self in (
+            PoolTrouble.INACTIVE,
+            PoolTrouble.FAILED,
+            PoolTrouble.NEEDS_CHECK,
+            PoolTrouble.READ_ONLY,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class PoolUse:

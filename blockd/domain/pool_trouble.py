@@ -39,7 +39,8 @@ def trouble_line(use: PoolUse) -> str:
             what = "takes no writes, its metadata need a check"
         case PoolTrouble.READ_ONLY:
             what = "is read-only, it takes no writes"
-    return f"{name} {what}: repair it {see}"
+    how = "repair it with `blockctl pool repair`" if trouble.is_repairable else "repair it"
+    return f"{name} {what}: {how} {see}"
 
 
 def _when_full(use: PoolUse) -> str:

@@ -9,6 +9,7 @@ from blockd.service.backups import Backups
 from blockd.service.doctor import Doctor
 from blockd.service.events import Events
 from blockd.service.host import Host
+from blockd.service.pool_repair import PoolRepair
 from blockd.service.snapshots import Snapshots
 from blockd.service.transfers import Transfers
 from blockd.service.volumes import Volumes
@@ -26,3 +27,4 @@ class Service:
     events: Events
     doctor: Doctor
     backups: Backups
+    pool_repair: PoolRepair

@@ -205,6 +205,16 @@ class StorageDriver(Protocol):
         all others. What the volume group has left is known anew when this returns, or raises.
         """
 
+    async def repair_pool(self) -> None:
+        """Thin, within a turn: take the pool down and up again, so that LVM checks its metadata.
+
+        Fronts go, and come back by `start`, of which `amiss` tells, whatever came of it.
+
+        Raises:
+            PreconditionFailed: somebody holds a volume open; nothing was done.
+            StorageError: a disk of the pool is in use, or LVM does not activate it, and why.
+        """
+
     async def pool_event(self, within_s: float) -> None:
         """Wait until the kernel tells that the pool may have changed, but no longer than so."""
 

@@ -351,6 +351,10 @@ class LvmThick(LvmDisks):
         del size_bytes, metadata_bytes
         raise StorageError(f"volume group {self._vg} is extended with `vgextend`, by hand")
 
+    async def repair_pool(self) -> None:
+        """See the port."""
+        raise StorageError(f"volume group {self._vg} has no pool that could be repaired")
+
     async def pool_event(self, within_s: float) -> None:
         """See the port: what is free changes by our own doing, or by nobody telling us."""
         await asyncio.sleep(within_s)

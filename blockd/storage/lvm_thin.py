@@ -13,7 +13,7 @@ import structlog
 
 from blockd.domain.allocation import Allocation
 from blockd.domain.backup import THIN_METADATA, VG_TEXT, MetadataPart, whole
-from blockd.domain.errors import StartError, StorageError
+from blockd.domain.errors import InUse, PreconditionFailed, StartError, StorageError
 from blockd.domain.finding import Finding
 from blockd.domain.front import FrontSpec
 from blockd.domain.pool import PoolUse
@@ -212,6 +212,24 @@ class LvmThin(InstantDisks, LvmDisks):
         async with self._queue.turn(urgent=True):
             await self._pool.extend(size_bytes, metadata_bytes)
 
+    async def repair_pool(self) -> None:
+        """See the port."""
+        fronts = self._fronts.ours()
+        for volume_id, info in fronts.items():
+            if info.open_count:
+                raise _held(volume_id)
+        try:
+            for volume_id in fronts:
+                try:
+                    await self.disconnect(volume_id)
+                except InUse as err:
+                    raise _held(volume_id) from err
+            active = [disk for disk in await self.disks() if self._active(disk) is not None]
+            await self._lvm.deactivate([*active, self._settings.pool])
+            await self._pool.take_up()
+        finally:
+            self._amiss.set()
+
     async def pool_event(self, within_s: float) -> None:
         await self._pool.event(within_s)
 
@@ -273,6 +291,13 @@ class LvmThin(InstantDisks, LvmDisks):
         except StorageError as err:
             return [str(err)]
         return await self._put_away_left()
+
+
+def _held(volume_id: str) -> PreconditionFailed:
+    return PreconditionFailed(
+        "resource_still_in_use",
+        f"volume {volume_id} is in use: unmount or detach it before its pool is repaired",
+    )
 
 
 @asynccontextmanager

@@ -102,6 +102,23 @@ class ThinPool:
         except StorageError as err:
             log.exception("pool is not put back", pool=self._full_name, reason=str(err))
 
+    async def take_up(self) -> None:
+        """Activate it again, after it was taken down.
+
+        Raises:
+            StorageError: it was not taken down, or LVM does not activate it.
+        """
+        if self._mapper.info(self.uuid) is not None:
+            raise StorageError(
+                f"pool {self._full_name} is still in use: deactivate its other LVs (lvs "
+                f"{self._lvm.vg})"
+            )
+        await self._activate()
+        self._event.set()
+        if self._fault:
+            raise StorageError(f"pool {self._full_name} is not active: {self._fault}")
+        await self.look()
+
     async def look(self) -> None:
         """Ask LVM: one process.
 

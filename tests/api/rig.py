@@ -37,6 +37,7 @@ from blockd.service.jobs import Jobs
 from blockd.service.losses import Losses
 from blockd.service.operations import Operations
 from blockd.service.pool_guard import PoolGuard
+from blockd.service.pool_repair import PoolRepair
 from blockd.service.snapshots import Snapshots
 from blockd.service.steady_clock import SteadyClock
 from blockd.service.transfers import Transfers
@@ -196,6 +197,7 @@ async def service_over_files(
             Events(catalog),
             doctor,
             backups,
+            PoolRepair(classes, guard, backups),
         )
         nothing: Any = None
         rig = Rig(

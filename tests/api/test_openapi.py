@@ -60,6 +60,7 @@ async def test_document_is_openapi_with_every_route(api: Api) -> None:
         "GET /host/v1/snapshots/{snapshot_id}",
         "POST /host/v1/snapshots/{snapshot_id}/undelete",
         "GET /host/v1/pools",
+        "POST /host/v1/pools/{class_name}/repair",
         "GET /host/v1/health",
         "GET /host/v1/events",
         "GET /host/v1/doctor",

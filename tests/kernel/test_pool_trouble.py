@@ -6,12 +6,13 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from blockd.storage.superblock import BLOCK_BYTES, with_held_root
 from tests.support import stamps
-from tests.support.client import ApiError
+from tests.support.client import Api, ApiError
 from tests.support.daemon import VG, Daemon, Place
 from tests.support.pool_metadata import direct_read, direct_write, metadata
 from tests.support.small_pool import pool, pool_on, problems, take_down, until
@@ -44,8 +45,13 @@ def test_pool_that_needs_a_check_is_named_and_well_after_one(small: Place) -> No
         direct_write(disk, offset, with_held_root(bytes(superblock), 0))  # its sum is right again
     small.lvm("lvchange", "-ay", "--config", 'global/thin_check_executable=""', f"{VG}/pool")
     expect_told(small, "needs_check", "takes no writes, its metadata need a check: repair it")
-    take_down(small)
-    small.lvm("lvchange", "--activate", "y", f"{VG}/pool")
+    with Daemon(small) as daemon:
+        with device.open("rb"), pytest.raises(ApiError, match="before its pool is repaired"):
+            repair(daemon.api)
+        assert pool(daemon.api)["trouble"] == "needs_check"
+        assert repair(daemon.api)["trouble"] is None
+        until(device.exists)
+        stamps.stamp(device, 1, 0, 16 * MIB)  # it takes writes
     expect_well(small, device)
 
 
@@ -88,11 +94,18 @@ def test_pool_whose_metadata_disk_fails_is_named_and_well_when_it_is_back(tmp_pa
                         api.create_volume("refused", MIB)
                 finally:
                     switch(good)
-            take_down(place)
-            place.lvm("lvchange", "--activate", "y", f"{VG}/pool")
+                assert repair(api)["trouble"] is None
+                until(device.exists)
+                stamps.expect(device, 1, 0, 16 * MIB)
+                api.create_volume("made", MIB)
             expect_well(place, device)
     finally:
         subprocess.run(["/sbin/dmsetup", "remove", "under"], check=True)
+
+
+def repair(api: Api) -> Any:
+    """As `blockctl pool repair`."""
+    return api.host("POST", "pools/sbs/repair", {})
 
 
 def stamped(place: Place) -> Path:

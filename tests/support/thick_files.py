@@ -147,6 +147,10 @@ class ThickFileDriver(FileDriver):
         """See `StorageDriver`."""
         raise StorageError(f"{self._name} has no pool: {size_bytes + metadata_bytes}")
 
+    async def repair_pool(self) -> None:
+        """See `StorageDriver`."""
+        raise StorageError(f"{self._name} has no pool")
+
     # snapshots
 
     async def snapshot(self, snapshot_disk: str, disk: str, volume_id: str | None) -> None:
