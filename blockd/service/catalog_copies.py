@@ -41,7 +41,7 @@ _BUSY_SHARE: Final = 10
 
 _DEADLINE_S: Final = 10.0
 _RETRY_S: Final = 30.0
-#: An LVM process is not to be run in vain more often than this.
+#: Where there is no room, LVM is not to be run in vain more often than this.
 _MAKE_AGAIN_S: Final = 300.0
 
 #: Behind for longer than this is worth a word in the health.
@@ -244,7 +244,8 @@ class _Copy:
                 )
             self.is_absent = False
         except (StorageError, OSError) as err:
-            self._make_at = time.monotonic() + _MAKE_AGAIN_S
+            again_s = _MAKE_AGAIN_S if isinstance(err, NoSpace) else _RETRY_S
+            self._make_at = time.monotonic() + again_s
             self.is_absent = self._space is None and isinstance(err, NoSpace)
             if self._space is None:
                 self.failed(str(err))

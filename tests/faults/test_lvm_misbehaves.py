@@ -7,19 +7,23 @@ group and fronts agree, the bytes are right, and the next create and delete succ
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.contract.lab_drivers import THICK_DISK
-from tests.faults.scenarios import SCENARIOS, SIZE, Facts, Scenario, clear
+from tests.faults.scenarios import NEW, SCENARIOS, SIZE, Facts, Scenario, clear
+from tests.support import stamps
 from tests.support.agreement import expect_agreement
 from tests.support.client import Api, ApiError
-from tests.support.daemon import Daemon, Place
+from tests.support.daemon import VG, Daemon, Place
 from tests.support.lvm_stand_in import (
     LASTING,
     OF_ALL,
@@ -50,7 +54,7 @@ THICK_VERBS = THIN_VERBS[:8]
 Plan = dict[int, str]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def thin_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A thin class with object storage, and little patience with LVM."""
     if not Path("/dev/ubdb").is_block_device():
@@ -67,7 +71,7 @@ def thin_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         place.remove_vg()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def thick_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """The same with a thick class."""
     if not THICK_DISK.is_block_device():
@@ -124,7 +128,7 @@ def until_at_rest(api: Api, timeout_s: float = 100) -> None:
         health = api.host("GET", "health")
         if not health["queued"] and not health["problems"]:
             return
-        assert time.monotonic() < deadline, health
+        assert time.monotonic() < deadline, (health["queued"], health["problems"])
         time.sleep(0.05)
 
 
@@ -192,9 +196,16 @@ def unharmed(place: Place, api: Api, stand_in: StandIn, scenario: Scenario) -> l
     return calls
 
 
-def go_wrong(place: Place, api: Api, stand_in: StandIn, scenario: Scenario, plan: Plan) -> None:
-    """One case."""
-    facts = scenario.prepare(api)
+def go_wrong(
+    place: Place,
+    api: Api,
+    stand_in: StandIn,
+    scenario: Scenario,
+    plan: Plan,
+    facts: Facts | None = None,
+) -> None:
+    """One case; `facts` if it was prepared."""
+    facts = facts or scenario.prepare(api)
     api.idle()
     stand_in.plan(plan)
     began = time.monotonic()
@@ -234,18 +245,132 @@ def misbehave(place: Place, stand_in: StandIn, verb: str) -> None:
     """All cases of one verb."""
     scenario = SCENARIOS[verb]()
     with Daemon(place) as daemon:
+        until_at_rest(daemon.api)
         clear(daemon.api)
         calls = unharmed(place, daemon.api, stand_in, scenario)
         print(f"{verb}: {' '.join(calls)}", flush=True)
         for plan in plans(calls):
-            log_begins = daemon.log.stat().st_size
-            try:
+            with logged(daemon, f"{verb} {plan}"):
                 go_wrong(place, daemon.api, stand_in, scenario, plan)
-            except BaseException as error:
-                log = daemon.log.read_bytes()[log_begins:].decode().splitlines()
-                told = [line for line in log if '"method": "GET"' not in line]
-                error.add_note("\n".join([f"{verb} {plan}", *told]))
-                raise
+
+
+@contextmanager
+def logged(daemon: Daemon, what: str) -> Iterator[None]:
+    """What goes wrong within bears what the daemon said meanwhile."""
+    log_begins = daemon.log.stat().st_size
+    try:
+        yield
+    except BaseException as error:
+        log = daemon.log.read_bytes()[log_begins:].decode().splitlines()
+        told = [line for line in log if '"method": "GET"' not in line]
+        error.add_note("\n".join([what, *told]))
+        raise
+
+
+def after_reboot(place: Place) -> None:
+    """As the host comes up: nothing is active, and there is no front."""
+    for front in Path("/dev/blockd").glob("*"):
+        subprocess.run(["/sbin/dmsetup", "remove", f"blockd-{front.name}"], check=True)
+        front.unlink()
+    place.lvm("vgchange", "--activate", "n", VG)
+
+
+def start_badly(place: Place, stand_in: StandIn, plan: Plan) -> str:
+    """Start a daemon with such an LVM; what it said if it did not come up."""
+    ended: list[str] = []
+
+    def start() -> None:
+        try:
+            with Daemon(place) as daemon:
+                until_at_rest(daemon.api)
+        except AssertionError as error:
+            ended.append(str(error).splitlines()[-1])
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    if set(plan.values()) & set(LASTING):
+        stand_in.await_hit()
+        starting.join(6)  # beyond the daemon's patience, whether it waits or leaves
+        stand_in.release()
+    starting.join(100)
+    assert not starting.is_alive()
+    return ended[0] if ended else ""
+
+
+def start_with_misbehaving_lvm(place: Place, stand_in: StandIn) -> None:
+    """All cases of a start, as after a reboot."""
+    with Daemon(place) as daemon:
+        until_at_rest(daemon.api)
+        clear(daemon.api)
+        facts = SCENARIOS["create"]().prepare(daemon.api)
+        daemon.api.idle()
+    after_reboot(place)
+    stand_in.plan({})
+    with Daemon(place) as daemon:
+        until_at_rest(daemon.api)
+    calls = stand_in.calls()
+    print(f"start: {' '.join(calls)}", flush=True)
+    for plan in plans(calls):
+        after_reboot(place)
+        stand_in.plan(plan)
+        said = start_badly(place, stand_in, plan)
+        assert not said or said.startswith("blockd."), said  # an error of ours, with its reason
+        stand_in.plan({})
+        with Daemon(place) as daemon:
+            until_at_rest(daemon.api)
+            expect_agreement(place)
+            stamps.expect(daemon.api.device(facts["volume"]), NEW)
+        print(f"  {plan}: {said or 'done'}", flush=True)
+    with Daemon(place) as daemon:
+        clear(daemon.api)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["thin", "thick"])
+def test_each_lvm_process_of_a_start_misbehaves_and_the_next_start_is_well(
+    kind: str, stand_in: StandIn, request: pytest.FixtureRequest
+) -> None:
+    place = request.getfixturevalue(f"{kind}_place")
+    start_with_misbehaving_lvm(dataclasses.replace(place, names_devices=False), stand_in)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("how", OF_ALL)
+def test_undelete_after_a_reboot_with_a_misbehaving_lvm_can_be_had_in_the_end(
+    thin_place: Place, stand_in: StandIn, how: str
+) -> None:
+    place = dataclasses.replace(thin_place, trash_keep="24h")
+    with Daemon(place) as daemon:
+        volume_id = daemon.api.create_volume("v", SIZE)
+        stamps.stamp(daemon.api.device(volume_id), NEW)
+        daemon.api.block("DELETE", f"volumes/{volume_id}")
+    after_reboot(place)
+    stand_in.plan({})
+    with Daemon(place) as daemon:
+        api = daemon.api
+        stand_in.plan({1: how})
+        undeleting = threading.Thread(target=undelete_or_not, args=(api, volume_id))
+        undeleting.start()
+        if how in LASTING:
+            stand_in.await_hit()
+            watch_trouble(api, stand_in, "lvchange", how)
+        undeleting.join(60)
+        assert not undeleting.is_alive()
+        until_at_rest(api)
+        stand_in.plan({})
+        undelete_or_not(api, volume_id)
+        stamps.expect(api.device(volume_id), NEW)
+        expect_agreement(place)
+        api.block("DELETE", f"volumes/{volume_id}")
+
+
+def undelete_or_not(api: Api, volume_id: str) -> None:
+    """Refused it may be, with a reason."""
+    try:
+        api.host("POST", f"volumes/{volume_id}/undelete")
+    except ApiError as error:
+        if error.status != 412:
+            raise
 
 
 @pytest.mark.full
@@ -262,3 +387,27 @@ def test_each_lvm_process_of_a_thick_verb_misbehaves_and_all_is_well_in_the_end(
     thick_place: Place, stand_in: StandIn, verb: str
 ) -> None:
     misbehave(thick_place, stand_in, verb)
+
+
+def undelete_with_misbehaving_lvm(place: Place, stand_in: StandIn) -> None:
+    """All cases of what is undeleted after a reboot, when its LV has to be activated."""
+    for how in OF_ALL:
+        scenario = SCENARIOS["undelete"]()
+        with Daemon(place) as daemon:
+            facts = scenario.prepare(daemon.api)
+            daemon.api.idle()
+        after_reboot(place)
+        with Daemon(place) as daemon, logged(daemon, f"undelete {how}"):
+            until_at_rest(daemon.api)
+            go_wrong(place, daemon.api, stand_in, scenario, {1: how}, facts)
+    with Daemon(dataclasses.replace(place, trash_keep="0s")) as daemon:
+        clear(daemon.api)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["thin", "thick"])
+def test_lvm_misbehaves_when_a_volume_is_undeleted_after_a_reboot(
+    kind: str, stand_in: StandIn, request: pytest.FixtureRequest
+) -> None:
+    place = request.getfixturevalue(f"{kind}_place")
+    undelete_with_misbehaving_lvm(dataclasses.replace(place, trash_keep="24h"), stand_in)

@@ -157,6 +157,18 @@ async def test_space_is_made_once_there_is_room(
         assert copies.states()[0].written_at is not None
 
 
+async def test_space_is_tried_for_again_soon_when_it_was_not_room_that_lacked(
+    tmp_path: Path, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_SETTLE_S", "_PAUSE_S", "_RETRY_S"):
+        monkeypatch.setattr(catalog_copies, name, 0.01)
+    driver.fail_next["copy_space"] = StorageError("lvs did not end within 4 s")
+    async with running(tmp_path, driver=driver, keeps_copies=True) as run:
+        assert run.copies is not None
+        copies = run.copies
+        await until(lambda: copies.states()[0].written_at is not None)
+
+
 async def test_disk_that_fails_is_told_and_copied_to_again_when_it_is_back(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
