@@ -196,16 +196,9 @@ def unharmed(place: Place, api: Api, stand_in: StandIn, scenario: Scenario) -> l
     return calls
 
 
-def go_wrong(
-    place: Place,
-    api: Api,
-    stand_in: StandIn,
-    scenario: Scenario,
-    plan: Plan,
-    facts: Facts | None = None,
-) -> None:
-    """One case; `facts` if it was prepared."""
-    facts = facts or scenario.prepare(api)
+def go_wrong(place: Place, api: Api, stand_in: StandIn, scenario: Scenario, plan: Plan) -> None:
+    """One case."""
+    facts = scenario.prepare(api)
     api.idle()
     stand_in.plan(plan)
     began = time.monotonic()
@@ -387,27 +380,3 @@ def test_each_lvm_process_of_a_thick_verb_misbehaves_and_all_is_well_in_the_end(
     thick_place: Place, stand_in: StandIn, verb: str
 ) -> None:
     misbehave(thick_place, stand_in, verb)
-
-
-def undelete_with_misbehaving_lvm(place: Place, stand_in: StandIn) -> None:
-    """All cases of what is undeleted after a reboot, when its LV has to be activated."""
-    for how in OF_ALL:
-        scenario = SCENARIOS["undelete"]()
-        with Daemon(place) as daemon:
-            facts = scenario.prepare(daemon.api)
-            daemon.api.idle()
-        after_reboot(place)
-        with Daemon(place) as daemon, logged(daemon, f"undelete {how}"):
-            until_at_rest(daemon.api)
-            go_wrong(place, daemon.api, stand_in, scenario, {1: how}, facts)
-    with Daemon(dataclasses.replace(place, trash_keep="0s")) as daemon:
-        clear(daemon.api)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("kind", ["thin", "thick"])
-def test_lvm_misbehaves_when_a_volume_is_undeleted_after_a_reboot(
-    kind: str, stand_in: StandIn, request: pytest.FixtureRequest
-) -> None:
-    place = request.getfixturevalue(f"{kind}_place")
-    undelete_with_misbehaving_lvm(dataclasses.replace(place, trash_keep="24h"), stand_in)
