@@ -61,6 +61,8 @@ class FreeExtents:
         self._is_stale = True  # for whoever comes after a cancellation, or while LVM still runs
         try:
             yield
+        except StorageOverdue:
+            raise  # it still runs: whoever comes next counts
         except StorageError:
             await self.count()
             raise

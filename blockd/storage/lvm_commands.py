@@ -228,5 +228,6 @@ class LvmCommands(LvmRunner):
         """The volume group as LVM has it on its disks."""
         # A file, as LVM renames what it has written to its place.
         path = self._system_dir / f"{self.vg}.text"
+        await asyncio.to_thread(path.unlink, missing_ok=True)  # what it held is of another time
         await self._run("vgcfgbackup", "--file", str(path), self.vg)
         return await asyncio.to_thread(path.read_bytes)

@@ -77,6 +77,8 @@ class LvmRunner:
         self._queue, self._effects, self._timeout_s = queue, effects, timeout_s
         self._find_disks = find_disks
         self._running: set[_Running] = set()
+        #: Those that nobody waits for any more. Until they end nothing else is begun.
+        self._late: set[_Running] = set()
         self._env = {
             "LVM_SYSTEM_DIR": str(system_dir),
             "LVM_SUPPRESS_FD_WARNINGS": "1",
@@ -154,6 +156,10 @@ class LvmRunner:
         timeout_s: float | None = None,
         stdin: int | None = None,
     ) -> Output:
+        for late in self._late:
+            raise StorageOverdue(
+                f"{verb} is not begun: lvm {late.verb} (pid {late.pid}) still runs"
+            )
         name = f"lvm {verb}"
         self._effects.before(name)
         try:
@@ -170,6 +176,7 @@ class LvmRunner:
                 if child.has_ended:
                     self._running.discard(running)
                 else:
+                    self._late.add(running)
                     self._queue.keep_until(self._end_of(child, running))
         except OSError as err:
             if err.errno in EXHAUSTED:  # nothing was begun, and it passes
@@ -183,6 +190,7 @@ class LvmRunner:
 
     async def _end_of(self, child: Child, running: _Running) -> None:
         await child.wait(None)
+        self._late.discard(running)
         self._running.discard(running)
 
 

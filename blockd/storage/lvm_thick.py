@@ -14,7 +14,7 @@ from functools import partial
 
 from blockd.domain.allocation import Allocation
 from blockd.domain.effects import SideEffects
-from blockd.domain.errors import StartError, StorageError
+from blockd.domain.errors import StartError, StorageError, StorageOverdue
 from blockd.domain.front import FrontSpec
 from blockd.domain.pool import ClassTraits, PoolUse
 from blockd.domain.transfer import Progress
@@ -177,11 +177,15 @@ class LvmThick(LvmDisks):
         lower = await self._lower(disk)
         if lower.size_bytes >= size_bytes:
             return
-        async with self._free.taking(self._free.extents(size_bytes) - lower.size_bytes):
-            if self._kind(disk) == "linear":
-                await self._lvm.extend(disk, size_bytes)
-            else:
-                await self._grow_origin(disk, size_bytes)
+        try:
+            async with self._free.taking(self._free.extents(size_bytes) - lower.size_bytes):
+                if self._kind(disk) == "linear":
+                    await self._lvm.extend(disk, size_bytes)
+                else:
+                    await self._grow_origin(disk, size_bytes)
+        except LvmFailed:
+            if (await self._lower(disk)).size_bytes < size_bytes:  # what the kernel has counts
+                raise
         if (await self._lower(disk)).size_bytes < size_bytes:
             raise StorageError(f"LVM reported that {disk} has grown, the kernel says it has not")
 
@@ -244,7 +248,10 @@ class LvmThick(LvmDisks):
             try:
                 await self._lvm.remove([lv.name for lv in ours], self._tag)
             except BaseException:
-                await asyncio.shield(self._finding.find())
+                try:
+                    await asyncio.shield(self._finding.find())
+                except StorageOverdue:  # not while it still runs: `start` does when it has ended
+                    self._amiss.set()
                 raise
         self._watch.look_now()
 

@@ -93,8 +93,13 @@ class ThickRevert:
         """To at least so many bytes. LVM ends with 0 even for a snapshot that is lost."""
         _, before = await self._ask(snapshot)
         if not before.fault and before.size_bytes < size_bytes:
-            async with self._free.taking(self._free.extents(size_bytes) - before.size_bytes):
-                await self._lvm.extend(snapshot, size_bytes)
+            try:
+                async with self._free.taking(self._free.extents(size_bytes) - before.size_bytes):
+                    await self._lvm.extend(snapshot, size_bytes)
+            except LvmFailed:
+                _, after = await self._ask(snapshot)
+                if after.fault or after.size_bytes < size_bytes:  # what the kernel has counts
+                    raise
         _, after = await self._ask(snapshot)
         if after.fault:
             raise StorageError(f"snapshot {snapshot} is lost: the kernel says {after.fault}")

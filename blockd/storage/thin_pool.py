@@ -88,6 +88,8 @@ class ThinPool:
         if self._mapper.info(self.uuid) is None:
             try:
                 await self._lvm.activate([self._name])
+            except StorageOverdue as err:
+                self._fault = str(err)  # it still runs: nothing is known, and nothing begun
             except StorageError as err:
                 if self._mapper.info(self.uuid) is None:  # what the kernel has counts
                     self._fault = str(err)

@@ -112,6 +112,28 @@ async def test_command_beyond_its_deadline_is_named_until_it_ends(
             await asyncio.sleep(0.01)
 
 
+async def test_nothing_is_begun_while_a_command_that_was_left_still_runs(
+    make: Make, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "end")
+    lvm = make("read -r _ < end", f"cat {VGS}", timeout_s=2.0)
+    left = asyncio.create_task(lvm.refresh("lv"))
+    async with asyncio.timeout(10):
+        while not lvm._running:
+            await asyncio.sleep(0.01)
+    left.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    with pytest.raises(StorageOverdue, match=r"^vgs is not begun: lvm lvchange \(pid \d+\) still"):
+        await lvm.vg_facts()
+    (tmp_path / "end").write_text("now\n")
+    async with asyncio.timeout(10):
+        while lvm.slow() or lvm._late:
+            await asyncio.sleep(0.01)
+    await lvm.vg_facts()
+    assert calls(tmp_path) == 2
+
+
 async def test_want_of_descriptors_fails_nothing_and_leaks_none(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

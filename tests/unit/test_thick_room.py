@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from blockd.domain.errors import StorageError
+from blockd.domain.errors import StorageError, StorageOverdue
 from blockd.domain.units import GIB, MIB
+from blockd.host.command import Output
+from blockd.storage.lvm_commands import LvmFailed
 from blockd.storage.lvm_thick import LvmThick
 from tests.support.thick_kernel import EXTENT, Model, modelled
 
@@ -138,3 +140,63 @@ async def test_reserve_for_a_snapshot_that_was_put_away_activates_its_origin() -
         async with driver.turn():
             await driver.reserve_for_revert("v", "s")
         assert model.lvs_there["s"].is_active
+
+
+# LVM that does something, and says that it did not, or nothing yet
+
+
+@pytest.mark.parametrize("what", ["volume", "store"])
+async def test_growth_that_lvm_reports_as_failed_is_there_if_the_kernel_has_it(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(100 * GIB)
+    extend = model.extend
+
+    async def extend_and_fail(lv: str, size_bytes: int) -> None:
+        await extend(lv, size_bytes)
+        raise LvmFailed("lvextend", Output(139, b"", b""))
+
+    async with modelled(model, **SMALL) as driver:
+        await with_snapshots(driver, *(["s"] if what == "store" else []))
+        monkeypatch.setattr(model, "extend", extend_and_fail)
+        async with driver.turn():
+            if what == "store":
+                await driver._revert.extend_store("s", 2 * GIB)
+            else:
+                await driver.grow("v", 2 * GIB)
+        assert (await driver.pool()).free_bytes == model.free_bytes
+
+
+async def test_growth_that_is_refused_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(100 * GIB)
+
+    async def refuse(lv: str, size_bytes: int) -> None:
+        raise LvmFailed("lvextend", Output(5, b"", f"not {lv} to {size_bytes}".encode()))
+
+    async with modelled(model, **SMALL) as driver:
+        await with_snapshots(driver, "s")
+        monkeypatch.setattr(model, "extend", refuse)
+        async with driver.turn():
+            with pytest.raises(LvmFailed, match="not s to"):
+                await driver._revert.extend_store("s", 2 * GIB)
+
+
+async def test_lvm_is_not_asked_what_is_free_while_it_still_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Model(100 * GIB)
+
+    async def hang(lv: str, size_bytes: int) -> None:
+        raise StorageOverdue(f"lvextend of {lv} to {size_bytes} did not end within 4 s")
+
+    async with modelled(model, **SMALL) as driver:
+        await with_snapshots(driver)
+        monkeypatch.setattr(model, "extend", hang)
+        model.commands.clear()
+        async with driver.turn():
+            with pytest.raises(StorageOverdue):
+                await driver.grow("v", 2 * GIB)
+        assert model.commands == []
+        async with driver.turn():
+            await driver.create("w", SIZE)
+        assert model.commands[:2] == ["vgs", "lvcreate"]  # what is free has to be counted anew
