@@ -169,6 +169,15 @@ class BackupsSection(_Section):
     keep: int = Field(8, ge=1, le=1000)
 
 
+class LibvirtSection(_Section):
+    """Whose guests use volumes."""
+
+    uris: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9+]*://[^ ]*$")], ...] = ()
+    detach_timeout: Seconds = Field(30.0, gt=0)
+    max_freeze: Seconds = Field(10.0, gt=0, le=60)
+    agent_timeout: Seconds = Field(5.0, ge=1, le=60)
+
+
 class LogSection(_Section):
     """What is logged, and how."""
 
@@ -198,6 +207,7 @@ class Config(_Section):
     trash: TrashSection = TrashSection()
     object_storage: ObjectStorageSection | None = None
     transfers: TransfersSection = TransfersSection()
+    libvirt: LibvirtSection = LibvirtSection()
     backups: BackupsSection = BackupsSection()
     log: LogSection = LogSection()
     daemon: DaemonSection = DaemonSection()

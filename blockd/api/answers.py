@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from blockd.api.scalars import Uuid
 from blockd.domain.finding import FindingKind
 from blockd.domain.pool import PoolTrouble
+from blockd.domain.snapshot import Consistency
 from blockd.domain.states import Status
 
 #: UTC, six decimals, `Z`.
@@ -70,11 +71,22 @@ class Volume(VolumeV1Alpha1):
     kms_key_id: None
 
 
+class AttachedTo(Answer):
+    """A guest that has a volume; `target` is the disk's name in its definition."""
+
+    reference_id: Uuid
+    uri: str
+    domain_id: Uuid
+    domain: str
+    target: str | None
+
+
 class HostVolume(Volume):
     """A volume, with what only this host's operator needs to know."""
 
     error: str | None
     deleted_at: Instant | None
+    attachments: list[AttachedTo]
 
 
 class ParentVolume(Answer):
@@ -115,6 +127,8 @@ class HostSnapshot(Snapshot):
     error: str | None
     deleted_at: Instant | None
     content_digest: str | None
+    consistency: Consistency | None
+    frozen_ms: int | None
 
 
 class VolumeType(Answer):

@@ -12,6 +12,7 @@ from pydantic_core import to_json
 
 from blockd.api import openapi
 from blockd.api.answers import Metadata
+from blockd.api.attachments import AttachmentHandlers
 from blockd.api.backups import BackupHandlers
 from blockd.api.doctor import DoctorHandlers
 from blockd.api.errors import MAX_BODY_BYTES
@@ -68,6 +69,7 @@ def make_app(
         *HostHandlers(service).routes(),
         *JobHandlers(service).routes(),
         *BackupHandlers(service).routes(),
+        *AttachmentHandlers(service).routes(),
         *events.routes(),
         *DoctorHandlers(service).routes(),
     ]

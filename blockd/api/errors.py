@@ -86,6 +86,10 @@ def _later(error: e.Unavailable) -> dict[str, object]:
     return {"help_message": f"{error}; nothing was changed, try again later"}
 
 
+def _line(error: e.BlockdError) -> dict[str, object]:
+    return {"help_message": str(error)}
+
+
 def _nothing(_error: e.BlockdError) -> dict[str, object]:
     return {}
 
@@ -108,6 +112,7 @@ TABLE: Final[Mapping[type[e.BlockdError], Row]] = {
     e.WrongState: Row(412, *_PRECONDITION, _not_usable),
     e.PreconditionFailed: Row(412, *_PRECONDITION, _precondition),
     e.InUse: Row(412, *_PRECONDITION, _precondition),
+    e.GuestRefused: Row(412, *_PRECONDITION, _precondition),
     e.ImageRefused: Row(400, *INVALID_ARGUMENTS, _argument("key")),
     e.ObjectMissing: Row(400, *INVALID_ARGUMENTS, _argument("key")),
     e.BucketUnfit: Row(400, *INVALID_ARGUMENTS, _argument("bucket")),
@@ -119,6 +124,7 @@ TABLE: Final[Mapping[type[e.BlockdError], Row]] = {
     e.Unavailable: Row(503, *_UNAVAILABLE, _later),
     e.CatalogUnavailable: Row(503, *_UNAVAILABLE, _later),
     e.HostExhausted: Row(503, *_UNAVAILABLE, _later),
+    e.HypervisorUnreachable: Row(503, *_UNAVAILABLE, _line),
     e.StorageBusy: Row(503, *_UNAVAILABLE, _later),
     e.StorageError: Row(500, *INTERNAL, _nothing),
     e.StorageOverdue: Row(500, *INTERNAL, _nothing),

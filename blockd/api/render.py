@@ -16,6 +16,7 @@ from aiohttp import web
 from pydantic_core import to_json
 
 from blockd.domain.backup import Backup
+from blockd.domain.guest import Attachment
 from blockd.domain.pool_state import PoolState
 from blockd.domain.snapshot import ParentVolume, Snapshot
 from blockd.domain.volume import TYPE_OF_IOPS, Volume
@@ -41,7 +42,7 @@ class Render:
         return (
             f'{{"id":"{v.id}","name":{_quote(v.name)},"type":"{TYPE_OF_IOPS[v.perf_iops]}",'
             f'"size":{v.size_bytes},"project_id":"{v.project_id}","created_at":"{v.created_at}",'
-            f'"updated_at":"{v.updated_at}","references":[],'
+            f'"updated_at":"{v.updated_at}","references":{_references(v.attachments)},'
             f'"parent_snapshot_id":{_optional(v.parent_snapshot_id)},"status":"{v.status!s}",'
             f'"tags":{_texts(v.tags)},"zone":"{self.zone}",'
             f'"specs":{{"class":"{v.storage_class}","perf_iops":{v.perf_iops or "null"}}},'
@@ -71,12 +72,18 @@ class Render:
 
     def host_volume(self, volume: Volume) -> str:
         """A Volume of `/host/v1`: why it failed, and since when it is in the trash."""
-        return f"{self.volume(volume)[:-1]},{_aside(volume)}}}"
+        attachments = to_json([_attachment(one) for one in volume.attachments]).decode()
+        return f'{self.volume(volume)[:-1]},{_aside(volume)},"attachments":{attachments}}}'
 
     def host_snapshot(self, snapshot: Snapshot) -> str:
-        """A Snapshot of `/host/v1`, with the same two keys more, and its digest if it is known."""
-        digest = _optional(snapshot.content_digest)
-        return f'{self.snapshot(snapshot)[:-1]},{_aside(snapshot)},"content_digest":{digest}}}'
+        """A Snapshot of `/host/v1`, with the same two keys more, its digest, how it was taken."""
+        s = snapshot
+        return (
+            f"{self.snapshot(s)[:-1]},{_aside(s)},"
+            f'"content_digest":{_optional(s.content_digest)},'
+            f'"consistency":{_optional(s.consistency)},'
+            f'"frozen_ms":{"null" if s.frozen_ms is None else s.frozen_ms}}}'
+        )
 
 
 _KMS_KEY_ID: Final = ',"kms_key_id":null'
@@ -85,6 +92,30 @@ _PUBLIC: Final = {True: ',"public":true', False: ',"public":false'}
 
 def _optional(word: str | None) -> str:
     return "null" if word is None else f'"{word}"'
+
+
+def _references(attachments: Sequence[Attachment]) -> str:
+    """Who uses it, as the API has it; clients take other types than theirs for unrelated."""
+    if not attachments:
+        return "[]"
+    items = (
+        f'{{"id":"{a.id}","product_resource_type":"libvirt_domain",'
+        f'"product_resource_id":"{a.guest.domain_id}","created_at":"{a.created_at}",'
+        f'"type":"exclusive","status":"{a.status!s}"}}'
+        for a in attachments
+    )
+    return f"[{','.join(items)}]"
+
+
+def _attachment(attachment: Attachment) -> dict[str, object]:
+    """What a reference has no key for."""
+    return {
+        "reference_id": attachment.id,
+        "uri": attachment.guest.uri,
+        "domain_id": attachment.guest.domain_id,
+        "domain": attachment.domain_name,
+        "target": attachment.target or None,
+    }
 
 
 def _texts(texts: tuple[str, ...]) -> str:

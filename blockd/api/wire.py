@@ -21,7 +21,7 @@ from blockd.api.scalars import (
     Uuid,
 )
 from blockd.domain.errors import InvalidArguments
-from blockd.domain.snapshot import NewSnapshot, SnapshotChange
+from blockd.domain.snapshot import NewSnapshot, Quiesce, SnapshotChange
 from blockd.domain.volume import DEFAULT_PERF_IOPS, NewVolume, VolumeChange
 
 
@@ -117,6 +117,9 @@ class CreateSnapshot(Body):
     project_id: Uuid | None = None
     tags: Tags | None = None
     public: Boolean | None = None
+    quiesce: Quiesce | None = Field(
+        default=None, description="whether the guest's file systems are frozen for it; absent: auto"
+    )
 
     def new(self) -> NewSnapshot:
         """The request as the service takes it."""
@@ -126,6 +129,7 @@ class CreateSnapshot(Body):
             project_id=self.project_id,
             tags=self.tags or (),
             public=bool(self.public),
+            quiesce=self.quiesce or Quiesce.AUTO,
         )
 
 
@@ -151,6 +155,24 @@ class RevertVolume(Body):
     def keeps_previous(self) -> bool:
         """Whether what the volume held is kept; so unless it is refused in so many words."""
         return self.keep_previous is not False
+
+
+class AttachVolume(Body):
+    """To a libvirt domain, by name or UUID; `uri` where several connections have it."""
+
+    domain: str = Field(min_length=1, max_length=255)
+    target: str | None = Field(
+        default=None,
+        pattern=r"^(vd|sd)[a-z]{1,2}$",
+        description="the disk's name, whose letters tell the bus: vdb (virtio), sda (SCSI)",
+    )
+    uri: str | None = Field(default=None, min_length=1, max_length=255)
+
+
+class DetachVolume(Body):
+    """From a domain, by name or UUID; absent: from the one that has it."""
+
+    domain: str | None = Field(default=None, min_length=1, max_length=255)
 
 
 class Undelete(Body):

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from blockd.catalog.attachment_rows import AttachmentRows
 from blockd.catalog.counts import CountsView
 from blockd.catalog.disk_rows import DiskRows
 from blockd.catalog.event_rows import EventRows
 from blockd.catalog.job_rows import JobRows
 from blockd.catalog.meta_rows import MetaRows
 from blockd.catalog.trash_rows import TrashRows
+from blockd.domain.guest import Attachment
 from blockd.domain.idempotency import AnswerExists, FirstAnswer
 from blockd.domain.intent import Intent, Verb
 from blockd.domain.job import JobKind
 from blockd.domain.listing import OrderBy, Page, SnapshotFilter, VolumeFilter
-from blockd.domain.snapshot import ParentVolume, Snapshot
+from blockd.domain.snapshot import Consistency, ParentVolume, Snapshot
 from blockd.domain.states import Status
 from blockd.domain.volume import TYPE_OF_IOPS, Volume
 
@@ -27,7 +29,8 @@ _VOLUME_COLUMNS: Final = (
 )
 _SNAPSHOT_COLUMNS: Final = (
     "id, project_id, name, size_bytes, storage_class, status, public, tags, "
-    "volume_id, disk, created_at, updated_at, deleted_at, error, content_digest, origin_disk"
+    "volume_id, disk, created_at, updated_at, deleted_at, error, content_digest, origin_disk, "
+    "consistency, frozen_ms"
 )
 _SNAPSHOT_SELECT: Final = (
     "SELECT "
@@ -53,12 +56,14 @@ class Transaction(MetaRows):
         self._counts = counts
         self.jobs, self.disks = JobRows(connection), DiskRows(connection)
         self.trash, self.events = TrashRows(connection), EventRows(connection)
+        self.attachments = AttachmentRows(connection)
 
     # volumes
 
     def volume(self, volume_id: str) -> Volume | None:
         """The volume, whatever its status."""
-        return next(self._volumes("WHERE id = ?", [volume_id]), None)
+        attachments = {volume_id: tuple(self.attachments.of_volume(volume_id))}
+        return next(self._volumes("WHERE id = ?", [volume_id], attachments), None)
 
     def add_volume(self, volume: Volume) -> None:
         """Insert a new row."""
@@ -107,7 +112,10 @@ class Transaction(MetaRows):
         if wanted.volume_type is not None:
             where.add("perf_iops = ?", _IOPS_OF_TYPE.get(wanted.volume_type, -1))
         if wanted.product_resource_id is not None:
-            where.add("0")  # nothing attaches volumes yet, so nothing refers to them
+            where.add(
+                "id IN (SELECT volume_id FROM attachments WHERE domain_id = ?)",
+                wanted.product_resource_id,
+            )
         total = self._total(f"SELECT count(*) FROM volumes {where}", where.args)
         order = _ORDERS[page.order].format(t="")
         # Ids first, from an index alone: skipping rows is then cheap.
@@ -115,9 +123,15 @@ class Transaction(MetaRows):
         args = [*where.args, *_window(page)]
         return list(self._volumes(f"WHERE id IN ({ids}) ORDER BY {order}", args)), total
 
-    def _volumes(self, rest: str, args: Sequence[object]) -> Iterator[Volume]:
+    def _volumes(
+        self,
+        rest: str,
+        args: Sequence[object],
+        attachments: Mapping[str, tuple[Attachment, ...]] | None = None,
+    ) -> Iterator[Volume]:
         rows = self._sql.execute(f"SELECT {_VOLUME_COLUMNS} FROM volumes {rest}", args)
-        return (_volume(row) for row in rows)
+        known = self.attachments.by_volume() if attachments is None else attachments
+        return (_volume(row, known.get(row[0], ())) for row in rows)
 
     # snapshots
 
@@ -155,9 +169,10 @@ class Transaction(MetaRows):
         return list(self._snapshots(f"WHERE s.id IN ({ids}) ORDER BY {order}", args)), total
 
     def _snapshots(self, rest: str, args: Sequence[object]) -> Iterator[Snapshot]:
-        holders = self.jobs.holders()  # once, as there are next to none: a join costs each row
+        # Once, as there are next to none: a join costs each row.
+        holders, attached = self.jobs.holders(), self.attachments.volume_ids()
         rows = self._sql.execute(f"{_SNAPSHOT_SELECT} {rest}", args)
-        return (_snapshot(row, holders.get(row[0])) for row in rows)
+        return (_snapshot(row, holders.get(row[0]), row[8] in attached) for row in rows)
 
     # intents
 
@@ -314,9 +329,10 @@ def _volume_row(volume: Volume) -> list[object]:
     ]
 
 
-def _volume(row: Sequence[Any]) -> Volume:
+def _volume(row: Sequence[Any], attachments: tuple[Attachment, ...]) -> Volume:
     values = list(row)
     values[4], values[6:8] = row[4] or None, (Status(row[6]), _tags(row[7]))
+    values.append(attachments)
     return Volume(*values)
 
 
@@ -338,16 +354,19 @@ def _snapshot_row(snapshot: Snapshot) -> list[object]:
         snapshot.error,
         snapshot.content_digest,
         snapshot.origin_disk,
+        snapshot.consistency,
+        snapshot.frozen_ms,
     ]
 
 
-def _snapshot(row: Sequence[Any], held_by: JobKind | None) -> Snapshot:
-    values, parent_row = list(row[:16]), row[16:]
+def _snapshot(row: Sequence[Any], held_by: JobKind | None, is_attached: bool) -> Snapshot:
+    values, parent_row = list(row[:18]), row[18:]
     parent = None
     if parent_row[0] is not None:
         parent_id, name, perf_iops, status = parent_row
-        parent = ParentVolume(parent_id, name, perf_iops or None, Status(status))
+        parent = ParentVolume(parent_id, name, perf_iops or None, Status(status), is_attached)
     values[5:9] = Status(row[5]), bool(row[6]), _tags(row[7]), row[8], parent
+    values[17] = None if row[16] is None else Consistency(row[16])
     values.append(held_by)
     return Snapshot(*values)
 

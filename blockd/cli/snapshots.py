@@ -6,7 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from blockd.domain.snapshot import Quiesce
+
 from . import resources, transfers
+from .client import Resource
 from .complete import volume_names
 from .options import (
     AddTags,
@@ -53,6 +56,13 @@ def create(
     ] = None,
     tags: Tags = [],  # noqa: B006 - typer reads it, nobody writes it
     public: Annotated[bool, typer.Option("--public", help="Every project may clone it.")] = False,
+    quiesce: Annotated[
+        Quiesce,
+        typer.Option(
+            "--quiesce",
+            help="Freeze the guest's file systems: if they can be, or else fail, or not.",
+        ),
+    ] = Quiesce.AUTO,
     wait: Wait = True,
     timeout: Timeout = "5m",
 ) -> None:
@@ -61,6 +71,7 @@ def create(
     timeout_s = duration_s(timeout)
     found = find(session, VOLUME, volume)
     body: dict[str, Any] = {"volume_id": found["id"], "tags": tags, "public": public}
+    body["quiesce"] = quiesce.value
     body |= session.project_body()
     if name is not None:
         body["name"] = name
@@ -119,6 +130,7 @@ def show(ctx: typer.Context, snapshot: SnapshotRef) -> None:
             ("Class", found["class"]),
             ("Public", "yes" if found["public"] else "no"),
             ("Digest", str(host.get("content_digest") or "")),
+            ("Consistency", _consistency(host)),
             ("Tags", ", ".join(found["tags"])),
             ("Project", found["project_id"]),
             ("Created", instant(found["created_at"])),
@@ -126,6 +138,13 @@ def show(ctx: typer.Context, snapshot: SnapshotRef) -> None:
         ],
         found["status"],
     )
+
+
+def _consistency(host: Resource) -> str:
+    """What the bytes are fit for, and how long guests were frozen for it."""
+    frozen_ms = host.get("frozen_ms")
+    frozen = "" if frozen_ms is None else f", guest frozen for {frozen_ms} ms"
+    return f"{host.get('consistency') or ''}{frozen}"
 
 
 @app.command()

@@ -17,8 +17,9 @@ from blockd.catalog import open_catalog
 from blockd.config import Config
 from blockd.daemon.classes import make_pools, open_classes
 from blockd.daemon.groups import open_groups
+from blockd.daemon.guests import open_guests
 from blockd.daemon.lost_catalog import recover_catalog, secure_catalog
-from blockd.daemon.verbs import open_images, open_service
+from blockd.daemon.verbs import Told, open_images, open_service
 from blockd.domain.effects import SideEffects
 from blockd.host.group import Group
 from blockd.host.notify import inherited_socket, notify
@@ -51,16 +52,16 @@ async def run(config: Config, listener: SideEffects | None = None) -> None:
         classes = await enter(open_classes(config, catalog, groups, effects, metrics))
         copies = await enter(CatalogCopies(catalog, classes, effects))
         images = await enter(open_images(config, effects))
+        guests = await enter(open_guests(config))
         service = await enter(
             open_service(
                 config,
                 catalog,
                 classes,
                 images,
-                metrics.count_loss,
-                metrics.count_extension,
+                guests,
+                Told(metrics.count_loss, metrics.count_extension, copies.try_again),
                 copies.states,
-                copies.try_again,
                 effects,
             )
         )
@@ -105,6 +106,7 @@ async def _serve(
 __all__ = [
     "make_pools",
     "open_classes",
+    "open_guests",
     "open_images",
     "open_service",
     "recover_catalog",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from blockd.catalog import Catalog
 from blockd.config import Config
+from blockd.daemon.guests import Guests, no_guests
 from blockd.domain.effects import SideEffects
 from blockd.host.secrets import object_storage_keys
 from blockd.host.uptime import boot_id, uptime_s
@@ -18,7 +20,7 @@ from blockd.service.catalog_copies import CopyState
 from blockd.service.classes import StorageClasses
 from blockd.service.doctor import Doctor
 from blockd.service.events import Events
-from blockd.service.host import Host, Keeping, Tenancy
+from blockd.service.host import Beside, Host, Tenancy
 from blockd.service.job_steps import JobSteps
 from blockd.service.jobs import Jobs
 from blockd.service.losses import Losses
@@ -75,25 +77,37 @@ async def open_images(config: Config, effects: SideEffects) -> AsyncIterator[Ima
         yield images.Images(store, qemu_img.QemuImg(transfers.memory), settings)
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Who is told of what happens by itself.
+
+    Attributes:
+        loss: is told the class of each snapshot that is lost.
+        extension: is told the class and the outcome of each extension of its pool.
+        recovered: is called when some trouble has ended.
+    """
+
+    loss: Callable[[str], None] = lambda _: None
+    extension: Callable[[str, str], None] = lambda _class, _outcome: None
+    recovered: Callable[[], None] = lambda: None
+
+
 @asynccontextmanager
 async def open_service(
     config: Config,
     catalog: Catalog,
     classes: StorageClasses,
     images: Images,
-    count_loss: Callable[[str], None] = lambda _: None,
-    count_extension: Callable[[str, str], None] = lambda _class, _outcome: None,
+    guests: Guests | None = None,
+    told: Told = Told(),
     copies: Callable[[], list[CopyState]] = list,
-    recovered: Callable[[], None] = lambda: None,
     effects: SideEffects | None = None,
 ) -> AsyncIterator[Service]:
     """The verbs over catalog and classes; what an earlier daemon left unfinished goes on.
 
     Args:
-        count_loss: is told the class of each snapshot that is lost.
-        count_extension: is told the class and the outcome of each extension of its pool.
+        guests: libvirt, and who thaws its guests; None: there is none.
         copies: how the copies of the catalog are.
-        recovered: is called when some trouble has ended.
         effects: is told what is done to files of backups.
     """
     host = config.host
@@ -107,11 +121,14 @@ async def open_service(
     upkeep = Upkeep(catalog, classes)
     await upkeep.start()
     stop_s = config.daemon.stop_timeout
-    async with Operations(catalog, classes, stop_s=stop_s) as operations:
+    guests = guests or no_guests()
+    freezes, watch, attachments = guests.verbs(config, catalog, classes)
+    await freezes.start()  # before anything waits for a guest
+    async with Operations(catalog, classes, freezes, stop_s=stop_s) as operations:
         await operations.recover()
         clock = SteadyClock(boot_id(), uptime_s)
         await clock.start(catalog)
-        guard = PoolGuard(classes, count_extension)
+        guard = PoolGuard(classes, told.extension)
         trash = Trash(
             catalog,
             classes,
@@ -135,10 +152,13 @@ async def open_service(
         try:
             async with Jobs(catalog, steps, concurrency=concurrency, keep_s=keep_jobs_s) as jobs:
                 await jobs.recover()
-                upkeep.recovered += [operations.try_again, jobs.try_again, recovered]
-                losses = Losses(catalog, classes, operations, jobs, count_loss)
+                upkeep.recovered += [operations.try_again, jobs.try_again, told.recovered]
+                losses = Losses(catalog, classes, operations, jobs, told.loss)
                 tasks.append(asyncio.create_task(losses.run(), name="losses"))
                 tasks.append(asyncio.create_task(upkeep.run(), name="upkeep"))
+                await watch.start()
+                await attachments.start()
+                tasks.append(asyncio.create_task(watch.run(), name="guests"))
                 doctor = Doctor(
                     catalog,
                     classes,
@@ -152,7 +172,7 @@ async def open_service(
                     tasks.append(asyncio.create_task(doctor.run(), name="doctor"))
                 yield Service(
                     volumes=Volumes(catalog, classes, operations, trash, tenancy, jobs),
-                    snapshots=Snapshots(catalog, classes, operations, trash, tenancy),
+                    snapshots=Snapshots(catalog, classes, operations, trash, tenancy, freezes),
                     host=Host(
                         tenancy,
                         catalog,
@@ -162,7 +182,12 @@ async def open_service(
                         guard,
                         upkeep,
                         doctor,
-                        Keeping(copies, restored, backups.problems),
+                        Beside(
+                            copies,
+                            restored,
+                            backups.problems,
+                            lambda: [*guests.hypervisors.problems(), *freezes.problems],
+                        ),
                     ),
                     answers=Answers(catalog),
                     transfers=Transfers(
@@ -178,8 +203,11 @@ async def open_service(
                     doctor=doctor,
                     backups=backups,
                     pool_repair=PoolRepair(classes, guard, backups),
+                    attachments=attachments,
                 )
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await attachments.stop()
+            await freezes.stop()

@@ -137,6 +137,17 @@ class HostExhausted(Unavailable):
     """The host has no descriptor, process or memory left to begin something with."""
 
 
+class HypervisorUnreachable(Unavailable):
+    """libvirt does not answer; nothing is known of its guests just now."""
+
+
+class GuestRefused(PreconditionFailed):
+    """libvirt, or the guest, does not do it; the message names the domain and the reason."""
+
+    def __init__(self, help_text: str) -> None:
+        super().__init__("resource_not_usable", help_text)
+
+
 class StorageError(BlockdError):
     """The storage below failed; the message is the tool's own reason in one line."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from blockd.domain.job import JobKind
 from blockd.domain.states import Status
+from blockd.domain.volume import Volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +18,30 @@ class ParentVolume:
     name: str
     perf_iops: int | None
     status: Status
+    is_attached: bool = False
+
+    @classmethod
+    def of(cls, volume: Volume) -> ParentVolume:
+        """The volume as its snapshots show it."""
+        attached = bool(volume.attachments)
+        return cls(volume.id, volume.name, volume.perf_iops, volume.status, attached)
+
+
+class Consistency(StrEnum):
+    """What a snapshot's bytes are fit for."""
+
+    #: As after a power cut at its instant.
+    CRASH = "crash"
+    #: The guest's file systems had written all they held back.
+    FILESYSTEM = "filesystem"
+
+
+class Quiesce(StrEnum):
+    """Whether the guest is to be quiet at a snapshot's instant."""
+
+    AUTO = "auto"
+    REQUIRE = "require"
+    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +51,8 @@ class Snapshot:
     Attributes:
         content_digest: known once it was exported or imported (`transfer/digest.py`).
         origin_disk: the disk without which this one cannot be read; None: it needs none.
+        consistency: None: nobody noted it.
+        frozen_ms: for how long guests were frozen for it; None: none was.
         held_by: the work under way that needs its disk: a clone's copy, a revert's merge.
     """
 
@@ -45,6 +73,8 @@ class Snapshot:
     error: str | None = None
     content_digest: str | None = None
     origin_disk: str | None = None
+    consistency: Consistency | None = None
+    frozen_ms: int | None = None
     held_by: JobKind | None = None
 
 
@@ -57,6 +87,7 @@ class NewSnapshot:
     project_id: str | None
     tags: tuple[str, ...]
     public: bool
+    quiesce: Quiesce = Quiesce.AUTO
 
 
 @dataclass(frozen=True, slots=True)

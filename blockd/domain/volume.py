@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from blockd.domain.guest import Attachment
 from blockd.domain.states import Status
 
 #: The API's volume types by their performance (wire.md, b); None: a thick class, which has none.
@@ -20,7 +21,7 @@ class Volume:
 
     Instants are API timestamps (`units.now_timestamp`). `error` says why `status` is `error`,
     or why the last change did not come about. `deleted_at` is set while in the trash.
-    `perf_iops` is None in a thick class.
+    `perf_iops` is None in a thick class. `attachments` are rows of their own.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Volume:
     last_detached_at: str | None = None
     deleted_at: str | None = None
     error: str | None = None
+    attachments: tuple[Attachment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

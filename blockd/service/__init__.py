@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blockd.service.answers import Answers
+from blockd.service.attachments import Attachments
 from blockd.service.backups import Backups
 from blockd.service.doctor import Doctor
 from blockd.service.events import Events
@@ -28,3 +29,4 @@ class Service:
     doctor: Doctor
     backups: Backups
     pool_repair: PoolRepair
+    attachments: Attachments

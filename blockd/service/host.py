@@ -76,18 +76,20 @@ class Tenancy:
 
 
 @dataclass(frozen=True, slots=True)
-class Keeping:
-    """What keeps the catalog, and the metadata of LVM and of pools, from being lost.
+class Beside:
+    """What runs beside the verbs, and may have something to tell.
 
     Attributes:
         copies: tells how the catalog's copies are.
         restored: what there is to know since this start restored it, a line each.
         backups: tells what is wrong with the backups of metadata, a line each.
+        guests: tells what is wrong with libvirt and its guests, a line each.
     """
 
     copies: Callable[[], list[CopyState]] = list
     restored: Sequence[str] = ()
     backups: Callable[[], list[str]] = list
+    guests: Callable[[], list[str]] = list
 
 
 class Host:
@@ -103,13 +105,13 @@ class Host:
         guard: PoolGuard,
         upkeep: Upkeep,
         doctor: Doctor,
-        keeping: Keeping,
+        beside: Beside,
     ) -> None:
         """Who asks, and whom to ask."""
         self._catalog = catalog
         self._classes, self._operations, self._jobs = classes, operations, jobs
         self._guard, self._upkeep, self._doctor = guard, upkeep, doctor
-        self._keeping = keeping
+        self._beside = beside
         self.zone = tenancy.zone
         self.organization_id = tenancy.organization_id
         self.default_project_id = tenancy.default_project_id
@@ -126,8 +128,9 @@ class Host:
         """What there is to know at a glance; never fails."""
         pools, problems = [], [] if self._catalog.trouble is None else [self._catalog.trouble]
         problems += [
-            *self._keeping.restored,
-            *self._keeping.backups(),
+            *self._beside.restored,
+            *self._beside.backups(),
+            *self._beside.guests(),
             *self._operations.retries.problems.values(),
             *self._jobs.retries.problems.values(),
         ]
@@ -141,7 +144,7 @@ class Host:
                 continue
             pools.append(pool)
             problems += pool.problems
-        copies = self._keeping.copies()
+        copies = self._beside.copies()
         for copy in copies:
             if copy.problem is not None:
                 problems.append(f"class {copy.storage_class}: copy of the catalog: {copy.problem}")

@@ -13,6 +13,7 @@ from blockd.catalog import Catalog
 from blockd.domain.errors import StorageError, StorageOverdue, Unavailable
 from blockd.domain.intent import Intent, Verb
 from blockd.service.classes import StorageClasses
+from blockd.service.freezes import Freezes
 from blockd.service.promises import recall_promises
 from blockd.service.retries import Retries
 from blockd.service.steps import Steps
@@ -31,10 +32,12 @@ class Operations:
     `retries.problems` holds a line for each operation that is being tried again, by intent.
     """
 
-    def __init__(self, catalog: Catalog, classes: StorageClasses, *, stop_s: float) -> None:
+    def __init__(
+        self, catalog: Catalog, classes: StorageClasses, freezes: Freezes, *, stop_s: float
+    ) -> None:
         """`stop_s`: how long `__aexit__` waits for what has begun."""
         self._catalog, self._classes, self._stop_s = catalog, classes, stop_s
-        self._steps = Steps(catalog, classes)
+        self._steps = Steps(catalog, classes, freezes)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._stopping = asyncio.Event()
         self.retries: Retries[int] = Retries()

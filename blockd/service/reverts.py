@@ -156,6 +156,6 @@ def _revertible(
     if storage_class.is_thick and snapshot.held_by is not None:
         raise TransientState("snapshot", snapshot_id, "in_use")  # a merge would take its bytes
     move("volume", volume_id, row.status, Event.CHANGE)
-    if storage_class.driver.is_open(volume_id):
+    if row.attachments or storage_class.driver.is_open(volume_id):
         raise InUse(volume_id, "revert")
     return row, snapshot

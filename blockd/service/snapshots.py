@@ -9,7 +9,13 @@ from blockd.catalog import Catalog, Transaction
 from blockd.domain.errors import NotFound, PreconditionFailed
 from blockd.domain.intent import Intent, Verb, disk_name, new_id
 from blockd.domain.listing import Page, SnapshotFilter
-from blockd.domain.snapshot import NewSnapshot, ParentVolume, Snapshot, SnapshotChange
+from blockd.domain.snapshot import (
+    NewSnapshot,
+    ParentVolume,
+    Quiesce,
+    Snapshot,
+    SnapshotChange,
+)
 from blockd.domain.states import (
     AVAILABLE,
     CREATING,
@@ -23,6 +29,7 @@ from blockd.domain.states import (
 from blockd.domain.units import now_timestamp
 from blockd.service.answers import Remember, remember_answer
 from blockd.service.classes import StorageClasses
+from blockd.service.freezes import Freezes
 from blockd.service.host import Tenancy
 from blockd.service.operations import Operations
 from blockd.service.pages import Pages
@@ -40,7 +47,9 @@ class Snapshots:
         operations: Operations,
         trash: Trash,
         tenancy: Tenancy,
+        freezes: Freezes,
     ) -> None:
+        self._freezes = freezes
         self._catalog, self._classes = catalog, classes
         self._operations, self._trash, self._tenancy = operations, trash, tenancy
         self._pages: Pages[Snapshot] = Pages(catalog, classes.is_open, classes.missing)
@@ -59,11 +68,14 @@ class Snapshots:
             TransientState: the volume is being made or changed.
             PreconditionFailed: the volume is in error.
             NoRoom: the pool is too full, or a thick volume has as many as are allowed.
+            GuestRefused, HypervisorUnreachable: the guest is required to be quiet, and cannot be.
         """
         project_id = self._tenancy.project(new.project_id, "snapshot")
         origin = await self._catalog.read(lambda tx: volume_at_rest(tx, new.volume_id))
         self._classes.check_there(origin)
         storage_class = self._classes[origin.storage_class]
+        if new.quiesce is Quiesce.REQUIRE:
+            await self._freezes.check([new.volume_id])
         await self._trash.check_way(storage_class, origin)
         needs_bytes = storage_class.driver.snapshot_bytes(origin.size_bytes)
         snapshot_id = new_id()
@@ -82,14 +94,14 @@ class Snapshots:
                 public=new.public,
                 tags=new.tags,
                 volume_id=volume.id,
-                parent=ParentVolume(volume.id, volume.name, volume.perf_iops, volume.status),
+                parent=ParentVolume.of(volume),
                 disk=disk_name(snapshot_id),
                 created_at=now,
                 updated_at=now,
                 origin_disk=volume.disk if storage_class.is_thick else None,
             )
             tx.add_snapshot(snapshot)
-            args: dict[str, object] = {"from_disk": volume.disk}
+            args: dict[str, object] = {"from_disk": volume.disk, "quiesce": new.quiesce}
             intent = tx.add_intent(
                 Verb.CREATE_SNAPSHOT, snapshot_id, volume.storage_class, "", args
             )
@@ -221,7 +233,7 @@ def _shown(snapshot: Snapshot, parent_is_open: bool) -> Snapshot:
     if snapshot.held_by is not None:
         status = seen_status(snapshot.status, is_open=True)
         snapshot = replace(snapshot, status=status)
-    if not parent_is_open or snapshot.parent is None:
+    if snapshot.parent is None or not (parent_is_open or snapshot.parent.is_attached):
         return snapshot
     status = seen_status(snapshot.parent.status, is_open=True)
     return replace(snapshot, parent=replace(snapshot.parent, status=status))

@@ -16,12 +16,13 @@ from blockd.catalog import Catalog, Transaction
 from blockd.domain.errors import InUse, StorageError, StorageOverdue
 from blockd.domain.front import FrontSpec
 from blockd.domain.intent import Intent, Verb
-from blockd.domain.snapshot import Snapshot
+from blockd.domain.snapshot import Quiesce, Snapshot
 from blockd.domain.states import CREATING, UPDATING, Event, move
 from blockd.domain.units import now_timestamp
 from blockd.domain.volume import Volume
 from blockd.service.classes import StorageClasses
 from blockd.service.erasures import add_erase, release
+from blockd.service.freezes import Freezes
 from blockd.service.ports import StorageDriver
 
 log = structlog.get_logger()
@@ -41,8 +42,8 @@ def front_of(volume: Volume) -> FrontSpec:
 class Steps:
     """The verbs. All within the class's turn."""
 
-    def __init__(self, catalog: Catalog, classes: StorageClasses) -> None:
-        self._catalog, self._classes = catalog, classes
+    def __init__(self, catalog: Catalog, classes: StorageClasses, freezes: Freezes) -> None:
+        self._catalog, self._classes, self._freezes = catalog, classes, freezes
 
     async def finish(self, intent_id: int) -> None:
         """Carry the intent out to its end and take it off the journal.
@@ -113,8 +114,11 @@ class Steps:
     async def _create_snapshot(
         self, intent: Intent, snapshot: Snapshot, driver: StorageDriver
     ) -> None:
+        volume_id = snapshot.volume_id
+        quiesce = Quiesce(str(intent.args.get("quiesce", Quiesce.NONE)))
         try:
-            await driver.snapshot(snapshot.disk, intent.text("from_disk"), snapshot.volume_id)
+            async with self._freezes.quiet([volume_id] if volume_id else [], quiesce) as quiet:
+                await driver.snapshot(snapshot.disk, intent.text("from_disk"), volume_id)
         finally:
             self._classes[intent.storage_class].promised.pop(snapshot.id, None)
 
@@ -122,6 +126,7 @@ class Steps:
             row = tx.snapshot(intent.resource_id)
             if row is not None:
                 status = move("snapshot", row.id, row.status, Event.CREATED)
+                row = replace(row, consistency=quiet.consistency, frozen_ms=quiet.frozen_ms)
                 tx.put_snapshot(replace(row, status=status, updated_at=now_timestamp()))
             tx.remove_intent(intent)
 

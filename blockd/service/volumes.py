@@ -224,6 +224,8 @@ class Volumes:
 
         def throw(tx: Transaction) -> Intent | None:
             row = living_volume(tx, volume_id)
+            if row.attachments:  # since it was seen above
+                raise InUse(volume_id, "delete")
             status = move("volume", volume_id, row.status, Event.DELETE)
             now = now_timestamp()
             # From here on `error` means that there are no bytes to bring back.
@@ -349,7 +351,7 @@ class Volumes:
     def _shown(self, volume: Volume, is_open: bool) -> Volume:
         if volume.status is AVAILABLE and (why := self._classes.why_missing(volume)) is not None:
             return replace(volume, status=ERROR, error=why)
-        if is_open:
+        if is_open or volume.attachments:
             return replace(volume, status=seen_status(volume.status, is_open=True))
         return volume
 

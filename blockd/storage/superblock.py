@@ -20,7 +20,8 @@ def is_superblock(block: bytes, number: int = 0) -> bool:
     if len(block) != BLOCK_BYTES or struct.unpack_from("<Q", block, _MAGIC_AT)[0] != _MAGIC:
         return False
     (told,) = struct.unpack_from("<I", block, _CSUM)
-    return struct.unpack_from("<Q", block, _BLOCK)[0] == number and told == _checksum(block)
+    (at,) = struct.unpack_from("<Q", block, _BLOCK)
+    return int(at) == number and int(told) == _checksum(block)
 
 
 def held_root(block: bytes) -> int:

@@ -22,6 +22,7 @@ from blockd.api.server import serve_unix
 from blockd.catalog import Catalog, open_catalog
 from blockd.config import ObjectStorageSection
 from blockd.daemon import open_images
+from blockd.daemon.guests import no_guests
 from blockd.domain.effects import SideEffects
 from blockd.domain.units import GIB, MIB
 from blockd.host.uptime import boot_id, uptime_s
@@ -31,7 +32,7 @@ from blockd.service.backups import Backups
 from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.doctor import Doctor
 from blockd.service.events import Events
-from blockd.service.host import Host, Keeping, Tenancy
+from blockd.service.host import Beside, Host, Tenancy
 from blockd.service.job_steps import JobSteps
 from blockd.service.jobs import Jobs
 from blockd.service.losses import Losses
@@ -164,7 +165,10 @@ async def service_over_files(
         classes = StorageClasses(
             {name: StorageClass(name, each) for name, each in drivers.items()}, default_class
         )
-        operations = await stack.enter_async_context(Operations(catalog, classes, stop_s=5.0))
+        freezes, _, attachments = no_guests().verbs(config, catalog, classes)
+        operations = await stack.enter_async_context(
+            Operations(catalog, classes, freezes, stop_s=5.0)
+        )
         clock = SteadyClock(boot_id(), uptime_s)
         await clock.start(catalog)
         guard = PoolGuard(classes)
@@ -180,7 +184,7 @@ async def service_over_files(
         )
         service = Service(
             Volumes(*parts, jobs),
-            Snapshots(*parts),
+            Snapshots(*parts, freezes),
             Host(
                 tenancy,
                 catalog,
@@ -190,7 +194,7 @@ async def service_over_files(
                 guard,
                 Upkeep(catalog, classes),
                 doctor,
-                Keeping(backups=backups.problems),
+                Beside(backups=backups.problems),
             ),
             Answers(catalog),
             Transfers(catalog, classes, trash, tenancy, images, jobs, max_import_bytes=100 * GIB),
@@ -198,6 +202,7 @@ async def service_over_files(
             doctor,
             backups,
             PoolRepair(classes, guard, backups),
+            attachments,
         )
         nothing: Any = None
         rig = Rig(

@@ -55,6 +55,8 @@ async def test_document_is_openapi_with_every_route(api: Api) -> None:
         "POST /host/v1/object-storage/verify",
         "GET /host/v1/volumes/{volume_id}",
         "GET /host/v1/volumes/{volume_id}/device",
+        "POST /host/v1/volumes/{volume_id}/attach",
+        "POST /host/v1/volumes/{volume_id}/detach",
         "POST /host/v1/volumes/{volume_id}/revert",
         "POST /host/v1/volumes/{volume_id}/undelete",
         "GET /host/v1/snapshots/{snapshot_id}",
@@ -136,8 +138,9 @@ async def test_parameters_and_bodies_are_the_ones_that_are_checked(api: Api) -> 
 def test_prefixes_differ_by_two_keys_alone() -> None:
     assert keys(answers.Volume) - keys(answers.VolumeV1Alpha1) == {"kms_key_id"}
     assert keys(answers.Snapshot) - keys(answers.SnapshotV1Alpha1) == {"public"}
-    assert keys(answers.HostVolume) - keys(answers.Volume) == {"error", "deleted_at"}
-    aside = {"error", "deleted_at", "content_digest"}
+    aside = {"error", "deleted_at", "attachments"}
+    assert keys(answers.HostVolume) - keys(answers.Volume) == aside
+    aside = {"error", "deleted_at", "content_digest", "consistency", "frozen_ms"}
     assert keys(answers.HostSnapshot) - keys(answers.Snapshot) == aside
 
 

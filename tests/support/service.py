@@ -22,7 +22,7 @@ from blockd.config import (
     HostSection,
     ThinClassSection,
 )
-from blockd.daemon import open_images, open_service
+from blockd.daemon import open_guests, open_images, open_service
 from blockd.domain.effects import SideEffects
 from blockd.domain.pool_growth import GrowthBounds
 from blockd.domain.units import GIB
@@ -97,8 +97,9 @@ async def running(
         if keeps_copies:
             copies = await enter(CatalogCopies(catalog, classes, effects or SideEffects()))
         images = await enter(open_images(config, effects or SideEffects()))
+        guests = await enter(open_guests(config))
         states = list if copies is None else copies.states
-        service = await enter(open_service(config, catalog, classes, images, copies=states))
+        service = await enter(open_service(config, catalog, classes, images, guests, copies=states))
         yield Running(service, catalog, classes, driver, config, config.api.socket, copies)
 
 

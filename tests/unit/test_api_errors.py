@@ -29,6 +29,8 @@ SAMPLES: list[errors.BlockdError] = [
     errors.WrongState("volume", "id", "error", "change"),
     errors.PreconditionFailed("protected_resource", "in use"),
     errors.InUse("id", "delete"),
+    errors.GuestRefused("domain web: no more PCI slots"),
+    errors.HypervisorUnreachable("libvirt qemu:///system: no answer"),
     errors.ImageRefused("it has a backing file"),
     errors.ObjectMissing("bucket", "key"),
     errors.BucketUnfit("there is no bucket"),

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from blockd.api import answers
 from blockd.api.render import Render
-from blockd.domain.snapshot import ParentVolume, Snapshot
+from blockd.domain.guest import Attachment, AttachmentStatus, GuestKey
+from blockd.domain.snapshot import Consistency, ParentVolume, Snapshot
 from blockd.domain.states import Status
 from blockd.domain.volume import Volume
 
@@ -23,6 +24,16 @@ TAGS = st.lists(TEXTS, max_size=4).map(tuple)
 SIZES = st.integers(1, 10**13)
 IOPS = st.sampled_from([5000, 15000])
 
+ATTACHMENTS = st.builds(
+    Attachment,
+    id=IDS,
+    volume_id=IDS,
+    guest=st.builds(GuestKey, uri=st.just("qemu:///system"), domain_id=IDS),
+    domain_name=TEXTS,
+    target=st.sampled_from(["", "vdb"]),
+    status=st.sampled_from(AttachmentStatus),
+    created_at=st.just(NOW),
+)
 VOLUMES = st.builds(
     Volume,
     id=IDS,
@@ -40,6 +51,7 @@ VOLUMES = st.builds(
     last_detached_at=st.none() | st.just(NOW),
     deleted_at=st.none() | st.just(NOW),
     error=st.none() | TEXTS,
+    attachments=st.lists(ATTACHMENTS, max_size=2).map(tuple),
 )
 SNAPSHOTS = st.builds(
     Snapshot,
@@ -59,6 +71,8 @@ SNAPSHOTS = st.builds(
     deleted_at=st.none() | st.just(NOW),
     error=st.none() | TEXTS,
     content_digest=st.none() | st.just("5" * 64),
+    consistency=st.none() | st.sampled_from(Consistency),
+    frozen_ms=st.none() | st.integers(0, 60_000),
 )
 
 
@@ -73,7 +87,17 @@ def test_volume_says_what_the_value_holds(volume: Volume) -> None:
         "project_id": volume.project_id,
         "created_at": NOW,
         "updated_at": NOW,
-        "references": [],
+        "references": [
+            {
+                "id": one.id,
+                "product_resource_type": "libvirt_domain",
+                "product_resource_id": one.guest.domain_id,
+                "created_at": NOW,
+                "type": "exclusive",
+                "status": one.status.value,
+            }
+            for one in volume.attachments
+        ],
         "parent_snapshot_id": volume.parent_snapshot_id,
         "status": volume.status.value,
         "tags": list(volume.tags),
@@ -83,10 +107,21 @@ def test_volume_says_what_the_value_holds(volume: Volume) -> None:
         "kms_key_id": None,
         "error": volume.error,
         "deleted_at": volume.deleted_at,
+        "attachments": [
+            {
+                "reference_id": one.id,
+                "uri": "qemu:///system",
+                "domain_id": one.guest.domain_id,
+                "domain": one.domain_name,
+                "target": one.target or None,
+            }
+            for one in volume.attachments
+        ],
     }
     answers.HostVolume.model_validate(told)
     v1 = json.loads(Render("xx-lab-1").volume(volume))
-    assert v1 == {key: told[key] for key in told if key not in ("error", "deleted_at")}
+    aside = ("error", "deleted_at", "attachments")
+    assert v1 == {key: told[key] for key in told if key not in aside}
     older = json.loads(Render("xx-lab-1", v1=False).volume(volume))
     assert older == {key: v1[key] for key in v1 if key != "kms_key_id"}
     answers.VolumeV1Alpha1.model_validate(older)
@@ -120,10 +155,12 @@ def test_snapshot_says_what_the_value_holds(snapshot: Snapshot) -> None:
         "error": snapshot.error,
         "deleted_at": snapshot.deleted_at,
         "content_digest": snapshot.content_digest,
+        "consistency": snapshot.consistency,
+        "frozen_ms": snapshot.frozen_ms,
     }
     answers.HostSnapshot.model_validate(told)
     v1 = json.loads(Render("xx-lab-1").snapshot(snapshot))
-    aside = ("error", "deleted_at", "content_digest")
+    aside = ("error", "deleted_at", "content_digest", "consistency", "frozen_ms")
     assert v1 == {key: told[key] for key in told if key not in aside}
     older = json.loads(Render("xx-lab-1", v1=False).snapshot(snapshot))
     assert older == {key: v1[key] for key in v1 if key != "public"}

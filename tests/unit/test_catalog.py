@@ -114,8 +114,9 @@ def test_page_of_volumes_is_what_a_plain_filter_gives(
 ) -> None:
     rows = [replace(row, id=f"v{number:02d}", disk=f"d{number}") for number, row in enumerate(rows)]
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    script = Path("blockd/catalog/migrations/0001_volumes_snapshots_intents.sql")
-    connection.executescript((Path(__file__).parents[2] / script).read_text())
+    migrations = Path(__file__).parents[2] / "blockd/catalog/migrations"
+    for script in sorted(migrations.glob("*.sql")):
+        connection.executescript(script.read_text())
     tx = Transaction(connection, None)
     for row in rows:
         tx.add_volume(row)

@@ -1,0 +1,93 @@
+"""Guests of a hypervisor, as libvirt tells of them, and how they hold volumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class AttachmentStatus(StrEnum):
+    """How far an attachment is; a reference's words of the API (wire.md)."""
+
+    ATTACHING = "attaching"
+    ATTACHED = "attached"
+    DETACHING = "detaching"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestKey:
+    """What names a guest: libvirt's connection URI, and the domain's UUID."""
+
+    uri: str
+    domain_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One row of the catalog: a guest has a volume, or is getting or giving it up.
+
+    Attributes:
+        id: the reference's.
+        target: the disk's name in the domain, e.g. `vdb`; empty before it is chosen.
+    """
+
+    id: str
+    volume_id: str
+    guest: GuestKey
+    domain_name: str
+    target: str
+    status: AttachmentStatus
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class GuestDisk:
+    """A disk of a domain whose source is a front of ours.
+
+    Attributes:
+        live: the guest that runs has it.
+        persistent: the definition has it, so the guest gets it when it is started.
+    """
+
+    volume_id: str
+    target: str
+    live: bool
+    persistent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A domain.
+
+    Attributes:
+        has_agent: its guest agent is connected, or libvirt does not say that it is not.
+        is_paused: it is active, but its processors stand still.
+    """
+
+    key: GuestKey
+    name: str
+    is_active: bool
+    is_paused: bool
+    has_agent: bool
+    disks: tuple[GuestDisk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskOrder:
+    """A disk to be attached.
+
+    Attributes:
+        path: of the front.
+        serial: by which the guest finds it under /dev/disk/by-id. A virtio disk shows its first 20
+            characters (VIRTIO_BLK_ID_BYTES), a SCSI disk all 36.
+        target: the name asked for, e.g. `vdb` or `sda`, whose letters tell the bus; None: the next
+            free one of virtio.
+        iops: the most operations a second; None: no limit.
+        discards: whether what the guest discards is to reach the pool.
+    """
+
+    path: str
+    serial: str
+    target: str | None
+    iops: int | None
+    discards: bool

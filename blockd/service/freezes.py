@@ -1,0 +1,313 @@
+"""Quiet guests for the instant of a snapshot: frozen by their agents, thawed whatever happens.
+
+A guest that stays frozen is worse than a snapshot that is not taken. So before one is frozen the
+catalog knows of it, and the watchdog, another process, is armed: it thaws at the deadline, and at
+once when this process ends. Both are taken back only when the thaw has been answered; until then it
+is tried again, also by the next daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from blockd.catalog import Catalog, Transaction
+from blockd.domain.errors import (
+    BlockdError,
+    CatalogUnavailable,
+    GuestRefused,
+    HypervisorUnreachable,
+    StorageError,
+)
+from blockd.domain.guest import AttachmentStatus, Guest, GuestKey
+from blockd.domain.snapshot import Consistency, Quiesce
+from blockd.service.guest_ports import Hypervisors, ThawWatchdog
+
+log = structlog.get_logger()
+
+_FIRST_RETRY_S: Final = 1.0
+_LAST_RETRY_S: Final = 30.0
+
+
+@dataclass(slots=True)
+class Quiet:
+    """How quiet it was; known when the block of `Freezes.quiet` has ended.
+
+    Attributes:
+        frozen_ms: from the first freeze to the last thaw; None: nothing was frozen.
+        reason: why a guest was not frozen, or not for all of the block; None: each was.
+    """
+
+    frozen_ms: int | None = None
+    reason: str | None = None
+    _is_whole: bool = field(default=False, repr=False)
+
+    @property
+    def consistency(self) -> Consistency:
+        """What the bytes taken within the block are fit for."""
+        return Consistency.FILESYSTEM if self._is_whole else Consistency.CRASH
+
+    def spoil(self, reason: str) -> None:
+        """It was not quiet for all of it."""
+        self.reason, self._is_whole = reason, False
+
+    def settle(self, frozen_ms: int, max_ms: float) -> None:
+        """It has ended; longer than the deadline, the watchdog may have thawed the guest before."""
+        self.frozen_ms = frozen_ms
+        if frozen_ms >= max_ms:
+            self.reason = f"it was to be frozen for {frozen_ms} ms, longer than max_freeze"
+        self._is_whole = self.reason is None
+
+
+class Freezes:
+    """Freezes guests, and never forgets one."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        hypervisors: Hypervisors,
+        watchdog: ThawWatchdog | None,
+        *,
+        max_freeze_s: float,
+        agent_timeout_s: float,
+    ) -> None:
+        """How long a guest may be frozen, and how long its agent may take for one answer.
+
+        Args:
+            watchdog: None where there are no connections, and so no guests.
+        """
+        self._catalog, self._hypervisors, self._watchdog = catalog, hypervisors, watchdog
+        self._max_freeze_s, self._agent_timeout_s = max_freeze_s, agent_timeout_s
+        self._thawing: dict[GuestKey, asyncio.Task[None]] = {}
+        self._names: dict[GuestKey, str] = {}
+
+    @property
+    def problems(self) -> list[str]:
+        """A line for each guest that may be frozen, and cannot be thawed just now."""
+        return [
+            f"domain {self._names[guest]} may be frozen, and does not answer: it is thawed as soon "
+            f"as it does, or: virsh domfsthaw {guest.domain_id}"
+            for guest in self._thawing
+        ]
+
+    async def start(self) -> None:
+        """Thaw whatever an earlier daemon may have left frozen."""
+        for guest, name in await self._catalog.read(lambda tx: tx.attachments.frozen()):
+            log.warning("thawing a guest that an earlier daemon froze", domain=name)
+            self._thaw_later(guest, name)
+
+    async def stop(self) -> None:
+        """Leave it to the watchdog and the next start."""
+        tasks = list(self._thawing.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def check(self, volume_ids: Sequence[str]) -> None:
+        """See, before anything is promised, that every guest of these volumes can be frozen.
+
+        Raises:
+            GuestRefused: one has no agent, or is paused, or no guest runs that has them.
+            HypervisorUnreachable: libvirt does not answer.
+        """
+        guests = await self._guests(volume_ids)
+        if not guests:
+            raise GuestRefused(
+                "quiesce: no running guest has the volume, so there is nobody to be quiet: "
+                "ask for quiesce auto or none"
+            )
+        for guest in guests:
+            if (why := _obstacle(guest)) is not None:
+                raise GuestRefused(f"quiesce: domain {guest.name} {why}")
+
+    @asynccontextmanager
+    async def quiet(self, volume_ids: Sequence[str], quiesce: Quiesce) -> AsyncIterator[Quiet]:
+        """The running guests that have these volumes, frozen for the length of the block.
+
+        Raises:
+            StorageError: with `require` alone: one cannot be frozen, or was not for all of it.
+        """
+        quiet = Quiet()
+        if quiesce is Quiesce.NONE or not self._hypervisors.uris:
+            if quiesce is Quiesce.REQUIRE:
+                raise StorageError("quiesce: no guest is known: see [libvirt] uris")
+            yield quiet
+            return
+        guests = await self._to_freeze(volume_ids, quiet)
+        if quiesce is Quiesce.REQUIRE and (not guests or quiet.reason is not None):
+            raise StorageError(f"quiesce: {quiet.reason or 'no running guest has the volume'}")
+        if not guests:
+            yield quiet
+            return
+        began = time.monotonic()
+        try:
+            await self._journal(guests)
+            began = time.monotonic()
+            counts = await self._freeze_all(guests, quiet)
+            if quiesce is Quiesce.REQUIRE and quiet.reason is not None:
+                raise StorageError(f"quiesce: {quiet.reason}")
+            yield quiet
+        finally:
+            thawed = await self._thaw_all(guests)
+            quiet.settle(round((time.monotonic() - began) * 1000), self._max_freeze_s * 1000)
+        for guest in guests:
+            if quiet.reason is None and (thawed.get(guest.key) or 0) < counts[guest.key]:
+                quiet.spoil(f"domain {guest.name} was thawed by somebody else meanwhile")
+        if quiesce is Quiesce.REQUIRE and quiet.reason is not None:
+            raise StorageError(f"quiesce: {quiet.reason}")
+
+    async def _to_freeze(self, volume_ids: Sequence[str], quiet: Quiet) -> list[Guest]:
+        """Those that can be; `quiet.reason` says why not all."""
+        try:
+            async with asyncio.timeout(self._agent_timeout_s * 2):
+                guests = await self._guests(volume_ids)
+        except (GuestRefused, HypervisorUnreachable) as err:
+            quiet.reason = str(err)
+            return []
+        except TimeoutError:
+            quiet.reason = "libvirt does not answer"
+            return []
+        able = []
+        for guest in guests:
+            if (why := _obstacle(guest)) is None:
+                able.append(guest)
+            else:
+                quiet.reason = f"domain {guest.name} {why}"
+        return able
+
+    async def _guests(self, volume_ids: Sequence[str]) -> list[Guest]:
+        """The active guests that have one of the volumes: as libvirt says now."""
+        wanted = set(volume_ids)
+        rows = await self._catalog.read(lambda tx: tx.attachments.all())
+        uris = {
+            one.guest.uri
+            for one in rows
+            if one.volume_id in wanted and one.status is not AttachmentStatus.ATTACHING
+        }
+        found = []
+        for uri in sorted(uris):
+            guests = await self._hypervisors.guests(uri)
+            found += [guest for guest in guests if _has_live(guest, wanted)]
+        return found
+
+    async def _journal(self, guests: Sequence[Guest]) -> None:
+        """From here on each is thawed, whatever happens."""
+        if self._watchdog is None:
+            raise StorageError("quiesce: there is no thaw watchdog, so nothing is frozen")
+
+        def add(tx: Transaction) -> None:
+            for guest in guests:
+                tx.attachments.add_freeze(guest.key, guest.name)
+
+        await self._catalog.write("guests freezing", add)
+        try:
+            for guest in guests:
+                self._watchdog.arm(guest.key, self._max_freeze_s)
+        except OSError as err:
+            raise StorageError(f"quiesce: the thaw watchdog is gone: {err}") from err
+
+    async def _freeze_all(self, guests: Sequence[Guest], quiet: Quiet) -> dict[GuestKey, int]:
+        """How many file systems of each are frozen; `quiet.reason` says why not all are."""
+        # No longer than they may be frozen: an agent that answers late would be frozen for nothing.
+        timeout_s = min(self._agent_timeout_s * 2, self._max_freeze_s)
+        outcomes = await asyncio.gather(
+            *(self._hypervisors.freeze(guest.key, timeout_s) for guest in guests),
+            return_exceptions=True,
+        )
+        counts = {}
+        for guest, outcome in zip(guests, outcomes, strict=True):
+            if isinstance(outcome, BlockdError):
+                log.warning("guest not frozen", domain=guest.name, reason=str(outcome))
+                quiet.reason = str(outcome)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            elif outcome == 0:
+                quiet.reason = f"domain {guest.name} has no file system that can be frozen"
+            counts[guest.key] = outcome if isinstance(outcome, int) else 0
+        return counts
+
+    async def _thaw_all(self, guests: Sequence[Guest]) -> dict[GuestKey, int | None]:
+        """Not to be cancelled, and never to fail: what is not thawed here is thawed later.
+
+        How many file systems of each were frozen until now; None: it is not known.
+        """
+        thawing = asyncio.gather(*(self._thaw_now(guest) for guest in guests))
+        try:
+            counts = await asyncio.shield(thawing)
+        except asyncio.CancelledError:
+            await thawing  # each has a deadline
+            raise
+        return {guest.key: count for guest, count in zip(guests, counts, strict=True)}
+
+    async def _thaw_now(self, guest: Guest) -> int | None:
+        self._names[guest.key] = guest.name
+        count = await self._thawed(guest.key)
+        if count is None:
+            self._thaw_later(guest.key, guest.name)
+        return count
+
+    def _thaw_later(self, guest: GuestKey, name: str) -> None:
+        if guest in self._thawing:
+            return
+        self._names[guest] = name
+        self._thawing[guest] = asyncio.create_task(self._thaw_until_done(guest), name="thaw")
+
+    async def _thaw_until_done(self, guest: GuestKey) -> None:
+        retry_s = _FIRST_RETRY_S
+        while await self._thawed(guest) is None:
+            await asyncio.sleep(retry_s)
+            retry_s = min(retry_s * 2, _LAST_RETRY_S)
+        self._thawing.pop(guest, None)
+
+    async def _thawed(self, guest: GuestKey) -> int | None:
+        """One attempt; a guest that is not there, or does not run, is not frozen. None: failed."""
+        count = 0
+        try:
+            count = await self._hypervisors.thaw(guest, self._agent_timeout_s * 2)
+        except (GuestRefused, HypervisorUnreachable) as err:
+            if not await self._is_gone(guest):
+                log.warning("guest not thawed", domain=self._names[guest], reason=str(err))
+                return None
+        try:
+            if self._watchdog is not None:
+                self._watchdog.disarm(guest)
+        except OSError as err:
+            log.warning("the thaw watchdog is gone", reason=str(err))
+        try:
+            await self._catalog.write(
+                "guest thawed", lambda tx: tx.attachments.remove_freeze(guest)
+            )
+        except CatalogUnavailable as err:  # the next start thaws it once more, which does nothing
+            log.warning("that a guest is thawed is not noted", reason=str(err))
+        return count
+
+    async def _is_gone(self, guest: GuestKey) -> bool:
+        if guest.uri not in self._hypervisors.uris:
+            return True
+        try:
+            async with asyncio.timeout(self._agent_timeout_s * 2):
+                guests = await self._hypervisors.guests(guest.uri)
+        except (GuestRefused, HypervisorUnreachable, TimeoutError):
+            return False
+        return all(one.key != guest or not one.is_active for one in guests)
+
+
+def _has_live(guest: Guest, volume_ids: set[str]) -> bool:
+    return guest.is_active and any(
+        disk.live and disk.volume_id in volume_ids for disk in guest.disks
+    )
+
+
+def _obstacle(guest: Guest) -> str | None:
+    """Why it cannot be frozen."""
+    if guest.is_paused:
+        return "is paused, so its agent cannot answer: resume it"
+    if not guest.has_agent:
+        return "has no guest agent connected: install qemu-guest-agent in it"
+    return None
