@@ -100,7 +100,8 @@ def _cycles(samples: Sequence[Sample]) -> Iterator[str]:
     first, last = samples[0], samples[-1]
     grew = ", ".join(growth(samples)) or "nothing"
     yield f"{last.cycles} cycles of create and delete. What grew: {grew}."
-    yield f"Memory: {memory_slope(samples):+.0f} KiB for 1,000 cycles.\n"
+    slope, settled = memory_slope(samples), memory_slope(samples[len(samples) // 2 :])
+    yield f"Memory: {slope:+.0f} KiB for 1,000 cycles, in the second half {settled:+.0f}.\n"
     yield "| | at the first count | at the last |\n|---|---:|---:|"
     for name in ("cycles", "devices", "descriptors", "thin_ids", "uploads", "memory_kib"):
         yield f"| {name.replace('_', ' ')} | {getattr(first, name)} | {getattr(last, name)} |"
