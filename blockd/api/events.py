@@ -58,7 +58,7 @@ class EventsListing(BaseModel):
 
 
 class ResourceNow(Answer):
-    """The resource as the catalog has it now. A job has no name, and its state for a status."""
+    """The resource as it is seen now. A job has no name, and its state for a status."""
 
     id: Uuid
     name: str | None
@@ -69,7 +69,8 @@ class ResourceNow(Answer):
 class EventData(Answer):
     """`data` of each event but `reset`: `status` came with the change, `resource` is what is now.
 
-    `resource` is null once it is gone. Whether a device is open is no change of a resource.
+    `resource` is null once it is gone. That a device is opened or closed is told for mounts within
+    a second, for others within some.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""The statements about events: the triggers of migration 6 write them, here they are read."""
+"""The statements about events, which triggers of migrations 6 and 7 write, as a rule."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sqlite3
 from typing import Final
 
 from blockd.domain.event import Event, EventFilter, EventKind, Place, ResourceNow, What
+from blockd.domain.states import Status
+from blockd.domain.units import now_timestamp
 
 #: A fact about the catalog: which history its events are numbered in.
 HISTORY: Final = "history"
@@ -16,6 +18,14 @@ class EventRows:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._sql = connection
+
+    def tell_of_volume(self, volume_id: str, project_id: str, status: Status) -> None:
+        """A volume is seen otherwise now, though its row has not changed."""
+        self._sql.execute(
+            "INSERT INTO events (at, kind, resource_id, project_id, what, status)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            [now_timestamp(), EventKind.VOLUME, volume_id, project_id, What.CHANGED, status],
+        )
 
     def newest(self) -> Place:
         """The end of the history, as of this transaction."""
@@ -44,7 +54,8 @@ class EventRows:
         rows = self._sql.execute(
             "SELECT e.sequence, e.at, e.kind, e.resource_id, e.project_id, e.what, e.status,"
             " coalesce(v.name, s.name), coalesce(v.status, s.status, j.state),"
-            " coalesce(v.error, s.error, j.error) FROM events e"
+            " coalesce(v.error, s.error, j.error), v.storage_class,"
+            " EXISTS (SELECT 1 FROM attachments a WHERE a.volume_id = v.id) FROM events e"
             " LEFT JOIN volumes v ON e.kind = 'volume' AND v.id = e.resource_id"
             " LEFT JOIN snapshots s ON e.kind = 'snapshot' AND s.id = e.resource_id"
             " LEFT JOIN jobs j ON e.kind = 'job' AND j.id = e.resource_id"
@@ -60,7 +71,7 @@ class EventRows:
                 row[4],
                 What(row[5]),
                 row[6],
-                None if row[8] is None else ResourceNow(row[7], row[8], row[9]),
+                None if row[8] is None else ResourceNow(*row[7:12]),
             )
             for row in rows
         ]

@@ -11,6 +11,7 @@ from blockd.catalog import Catalog
 from blockd.config import Config
 from blockd.daemon.guests import Guests, no_guests
 from blockd.domain.effects import SideEffects
+from blockd.host.mounts import mounts_changed
 from blockd.host.secrets import object_storage_keys
 from blockd.host.uptime import boot_id, uptime_s
 from blockd.service import Service
@@ -34,6 +35,7 @@ from blockd.service.steady_clock import SteadyClock
 from blockd.service.transfers import Transfers
 from blockd.service.trash import Trash
 from blockd.service.upkeep import Upkeep
+from blockd.service.use_watch import UseWatch
 from blockd.service.volumes import Volumes
 from blockd.transfer.no_images import NoImages
 
@@ -90,6 +92,19 @@ class Told:
     loss: Callable[[str], None] = lambda _: None
     extension: Callable[[str, str], None] = lambda _class, _outcome: None
     recovered: Callable[[], None] = lambda: None
+
+
+@asynccontextmanager
+async def _use_told(catalog: Catalog, classes: StorageClasses) -> AsyncIterator[None]:
+    """Mounts are followed for the length of the block."""
+    watch = UseWatch(catalog, classes)
+    with mounts_changed(watch.changed):
+        watching = asyncio.create_task(watch.run(), name="use")
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -150,7 +165,10 @@ async def open_service(
             asyncio.create_task(backups.run(), name="backups"),
         ]
         try:
-            async with Jobs(catalog, steps, concurrency=concurrency, keep_s=keep_jobs_s) as jobs:
+            async with (
+                _use_told(catalog, classes),
+                Jobs(catalog, steps, concurrency=concurrency, keep_s=keep_jobs_s) as jobs,
+            ):
                 await jobs.recover()
                 upkeep.recovered += [operations.try_again, jobs.try_again, told.recovered]
                 losses = Losses(catalog, classes, operations, jobs, told.loss)
@@ -199,7 +217,7 @@ async def open_service(
                         jobs,
                         max_import_bytes=config.transfers.max_import_size,
                     ),
-                    events=Events(catalog),
+                    events=Events(catalog, classes.is_open),
                     doctor=doctor,
                     backups=backups,
                     pool_repair=PoolRepair(classes, guard, backups),

@@ -28,11 +28,18 @@ class What(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ResourceNow:
-    """A resource as the catalog has it; a job has no name, and its state for a status."""
+    """A resource as the catalog has it; a job has no name, and its state for a status.
+
+    Attributes:
+        storage_class: of a volume alone.
+        is_attached: a guest has the volume.
+    """
 
     name: str | None
     status: str
     error: str | None
+    storage_class: str | None = None
+    is_attached: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from blockd.catalog import Catalog, Transaction
 from blockd.domain.errors import Unavailable
 from blockd.domain.event import Event, EventFilter, Place
+from blockd.domain.states import Status
 
 #: Each holds a connection, and reads the catalog after each commit.
 _MOST_FOLLOWERS: Final = 64
@@ -37,8 +38,9 @@ class News:
 class Events:
     """Who follows holds nothing here but an `asyncio.Event`, set whenever there may be more."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
+    def __init__(self, catalog: Catalog, is_open: Callable[[str, str], bool]) -> None:
+        """`is_open` is asked with a storage class and a volume's id."""
+        self._catalog, self._is_open = catalog, is_open
         self._followers: set[asyncio.Event] = set()
         catalog.told.append(self._wake)
 
@@ -76,12 +78,22 @@ class Events:
                 return News((), newest)
             if not tx.events.follows(place):
                 return News((), newest, missed=True)
-            events = tx.events.after(place.sequence, wanted, _MOST_READ)
+            found = tx.events.after(place.sequence, wanted, _MOST_READ)
+            events = [self._seen(event) for event in found]
             if len(events) == _MOST_READ:
                 return News(events, Place(place.history, events[-1].sequence), is_all=False)
             return News(events, newest)
 
         return await self._catalog.read(look)
+
+    def _seen(self, event: Event) -> Event:
+        """With the resource as a reader would see it: a volume that somebody has is in use."""
+        now = event.resource
+        if now is None or now.storage_class is None or now.status != Status.AVAILABLE:
+            return event
+        if not (now.is_attached or self._is_open(now.storage_class, event.resource_id)):
+            return event
+        return replace(event, resource=replace(now, status=Status.IN_USE))
 
     async def oldest(self) -> Place:
         """The place before the first event that is known. Raises CatalogUnavailable."""

@@ -198,7 +198,7 @@ async def service_over_files(
             ),
             Answers(catalog),
             Transfers(catalog, classes, trash, tenancy, images, jobs, max_import_bytes=100 * GIB),
-            Events(catalog),
+            Events(catalog, classes.is_open),
             doctor,
             backups,
             PoolRepair(classes, guard, backups),

@@ -6,6 +6,8 @@ import http.client
 import json
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,20 @@ class Api:
 
     def __init__(self, socket_path: Path, *, timeout_s: float = 120) -> None:
         self._path, self._timeout_s = socket_path, timeout_s
+
+    @contextmanager
+    def following(self, resource_id: str) -> Iterator[Iterator[Any]]:
+        """The data of each event of a resource from now on, as it comes."""
+        connection = _Connection(self._path, self._timeout_s)
+        try:
+            connection.request("GET", f"/host/v1/events?resource_id={resource_id}")
+            response = connection.getresponse()
+            lines = iter(response.readline, b"")
+            # The first block is no event, and tells that the stream is open.
+            assert any(line.startswith(b"id: ") for line in lines)
+            yield (json.loads(line[6:]) for line in lines if line.startswith(b"data: "))
+        finally:
+            connection.close()
 
     def call(self, method: str, path: str, body: object | None = None) -> Any:
         """The decoded answer.
