@@ -135,18 +135,17 @@ class Attachments:
     async def _detach_from(self, volume_id: str, domain: str | None) -> None:
         def begin(tx: Transaction) -> Attachment:
             volume = living_volume(tx, volume_id)
+            having = ", ".join(one.domain_name for one in volume.attachments) or "no domain"
             names = [
                 one
                 for one in volume.attachments
                 if domain in (None, one.domain_name, one.guest.domain_id)
             ]
             if len(names) != 1:
-                wanted = "a domain" if domain is None else f"domain {domain}"
-                having = ", ".join(one.domain_name for one in volume.attachments) or "none"
-                raise PreconditionFailed(
-                    "resource_not_usable",
-                    f"volume {volume_id} is not attached to {wanted} alone: it is to {having}",
-                )
+                what = "say from which" if domain is None and names else f"not to {domain}"
+                told = f"volume {volume_id} is attached to {having}"
+                told += f": {what}" if names or domain is not None else ""
+                raise PreconditionFailed("resource_not_usable", told)
             (attachment,) = names
             if attachment.status is not ATTACHED:
                 raise TransientState("volume", volume_id, attachment.status)

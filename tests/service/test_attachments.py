@@ -111,7 +111,9 @@ async def test_two_guests_with_one_volume_are_both_told(
     for name in ("blue", "green"):
         libvirtd.define(name, [volume.id])
     await until(lambda: _has(run, volume, 2))
-    with pytest.raises(PreconditionFailed, match=r"it is to (blue, green|green, blue)"):
+    with pytest.raises(
+        PreconditionFailed, match=r"attached to (blue, green|green, blue): say from which"
+    ):
         await run.service.attachments.detach(volume.id, None)
     assert [user[2] for user in await users(run, volume)] == ["attached", "attached"]
 
