@@ -10,14 +10,16 @@ which front is known to the catalog; a driver holds no state that it cannot read
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from blockd.domain.allocation import Allocation
 from blockd.domain.backup import MetadataPart
+from blockd.domain.errors import StorageError
 from blockd.domain.finding import Finding
 from blockd.domain.front import FrontSpec
+from blockd.domain.group import Picture
 from blockd.domain.inventory import Inventory
 from blockd.domain.pool import ClassTraits, PoolUse
 from blockd.domain.transfer import Exported, ExportNotes, ExportOrder, ImageFacts, Progress, Upload
@@ -53,6 +55,36 @@ class StorageDriver(Protocol):
         The front of `volume_id`, if it is up, is suspended meanwhile: file systems mounted on it
         are frozen. Earlier remains of the same name are removed first. Thick, with None: if there
         is too little room for a store of the usual size, it has what there is, and grows later.
+        """
+
+    def still(self, volume_ids: Sequence[str]) -> AbstractAsyncContextManager[None]:
+        """The fronts of these volumes, as far as they are up, suspended together for the block.
+
+        No write to any of them passes, file systems mounted on them are frozen. What is made of
+        them within is of one instant. Nothing within may wait for a file to be written.
+
+        Raises:
+            StorageOverdue: it took longer than is allowed, so what was made may have seen writes.
+        """
+
+    def taking(
+        self, pictures: Sequence[Picture]
+    ) -> AbstractAsyncContextManager[Callable[[], Awaitable[None]]]:
+        """Get ready to make snapshots; what it yields makes them, once their fronts are `still`.
+
+        Entered before `still`, left after it: what may take long is done here. If it fails some
+        may be made, and `undo` must follow.
+        """
+
+    async def undo(self, pictures: Sequence[Picture], error: StorageError | None) -> bool:
+        """Remove what an attempt at these snapshots left, or an earlier daemon; outside `still`.
+
+        Args:
+            error: what made it fail, if it was this class; what is known to help against that is
+                done as well.
+
+        Returns:
+            Whether another attempt is worth it.
         """
 
     async def clone(self, disk: str, snapshot_disk: str, size_bytes: int) -> None:

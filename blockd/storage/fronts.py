@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -211,48 +212,70 @@ class Fronts:
                 raise InUse(volume_id, "delete") from err
 
     @asynccontextmanager
-    async def still(self, volume_id: str) -> AsyncIterator[bool]:
-        """The front suspended: no write passes, a file system mounted on it is frozen.
+    async def still(self, volume_ids: Sequence[str]) -> AsyncIterator[None]:
+        """The fronts of these volumes, as far as they are up, suspended together.
 
-        Yields whether there is a front. Nothing within may wait for a file to be written: the
-        daemon's own file system may lie on this front.
+        No write passes any of them, file systems mounted on them are frozen. Nothing within may
+        wait for a file to be written: the daemon's own file system may lie on one of them.
 
         Raises:
-            StorageOverdue: it was suspended for longer than allowed, so what was done within may
+            StorageOverdue: they were suspended for longer than allowed, so what was done within may
                 have seen writes.
+            StorageError: one cannot be suspended; all are resumed.
         """
-        async with self._lock(volume_id):
-            uuid = self._uuid(volume_id)
-            if self._mapper.info(uuid) is None:
-                yield False
-                return
-            async with self._suspended(uuid, freeze=True):
-                yield True
+        async with AsyncExitStack() as stack:
+            for volume_id in sorted(volume_ids):
+                await stack.enter_async_context(self._lock(volume_id))
+            uuids = [self._uuid(volume_id) for volume_id in sorted(volume_ids)]
+            there = [uuid for uuid in uuids if self._mapper.info(uuid) is not None]
+            if there:
+                await stack.enter_async_context(self._suspended(*there, freeze=True))
+            yield
 
     @asynccontextmanager
-    async def _suspended(self, uuid: str, *, freeze: bool) -> AsyncIterator[None]:
+    async def _suspended(self, *uuids: str, freeze: bool) -> AsyncIterator[None]:
         began = time.monotonic()
         try:
-            self._watchdog.tell(f"arm {self._max_suspend_s} {uuid}")
+            for uuid in uuids:
+                self._watchdog.tell(f"arm {self._max_suspend_s} {uuid}")
         except OSError as err:
             raise StorageError(f"the front watchdog is gone, nothing is suspended: {err}") from err
-        suspending = asyncio.ensure_future(
-            self.in_thread(lambda: self._mapper.suspend(uuid, freeze=freeze))
-        )
-        # Not to be cancelled: whoever leaves, even while it is being suspended, leaves the front
+        suspending = {
+            uuid: asyncio.ensure_future(self.in_thread(partial(self._suspend, uuid, freeze)))
+            for uuid in uuids
+        }
+        # Not to be cancelled: whoever leaves, even while it is being suspended, leaves the fronts
         # resumed. The watchdog stays armed until then.
         try:
-            await asyncio.shield(suspending)
+            await asyncio.shield(asyncio.gather(*suspending.values()))
             yield
         except BaseException:
-            await asyncio.shield(self._resume_after(suspending, uuid, drop_loaded=not freeze))
+            await asyncio.shield(self._resume_all_after(suspending, drop_loaded=not freeze))
             raise
-        await asyncio.shield(self._resume_after(suspending, uuid, drop_loaded=False))
+        await asyncio.shield(self._resume_all_after(suspending, drop_loaded=False))
         suspended_s = time.monotonic() - began
         if freeze and suspended_s >= self._max_suspend_s:
             raise StorageOverdue(
                 f"the volume was suspended for {suspended_s:.1f} s, longer than max_suspend_s"
             )
+
+    def _suspend(self, uuid: str, freeze: bool) -> None:
+        self._mapper.suspend(uuid, freeze=freeze)
+
+    async def _resume_all_after(
+        self, suspending: Mapping[str, asyncio.Future[None]], *, drop_loaded: bool
+    ) -> None:
+        """None waits for another, and one that cannot be resumed keeps none from it."""
+        outcomes = await asyncio.gather(
+            *(
+                self._resume_after(future, uuid, drop_loaded=drop_loaded)
+                for uuid, future in suspending.items()
+            ),
+            return_exceptions=True,
+        )
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
 
     async def _resume_after(
         self, suspending: asyncio.Future[None], uuid: str, *, drop_loaded: bool

@@ -39,15 +39,19 @@ class LvmCommands(LvmRunner):
         )
 
     async def snapshot_thin(
-        self, lv: str, origin: str, tag: str, *, timeout_s: float | None = None
+        self, pairs: Sequence[tuple[str, str]], tag: str, *, timeout_s: float
     ) -> None:
-        """A read-only thin snapshot, inactive."""
-        # Not `_change`, which tries remedies: the origin's front is suspended meanwhile.
-        await self._run(
+        """Read-only thin snapshots, inactive, each with its origin; in order, in one process."""
+        # Not `_change`, which tries remedies: the origins' fronts are suspended meanwhile.
+        await self._run_all(
             "lvcreate",
-            *("--yes", "--snapshot", "--permission", "r"),
-            *("--setactivationskip", "y", "--activate", "n"),
-            *("--addtag", tag, "--name", lv, f"{self.vg}/{origin}"),
+            [
+                (
+                    *("--yes", "--snapshot", "-pr", "-ky", "-an"),
+                    *("--addtag", tag, "--name", lv, f"{self.vg}/{origin}"),
+                )
+                for lv, origin in pairs
+            ],
             timeout_s=timeout_s,
         )
 
@@ -71,20 +75,28 @@ class LvmCommands(LvmRunner):
 
     async def snapshot_cow(
         self,
-        lv: str,
-        origin: str,
+        stores: Sequence[tuple[str, str, int]],
         tag: str,
-        store_bytes: int,
         chunk_bytes: int,
         *,
-        timeout_s: float | None = None,
+        timeout_s: float,
     ) -> None:
-        """A read-only classic snapshot with a store of its own; active, as its origin is."""
-        # Not `_change`, which tries remedies: the origin's front is suspended meanwhile.
-        await self._run(
+        """Read-only classic snapshots, active as their origins are; in order, in one process.
+
+        Args:
+            stores: of each its LV, its origin, and the size of its store.
+        """
+        # Not `_change`, which tries remedies: the origins' fronts are suspended meanwhile.
+        await self._run_all(
             "lvcreate",
-            *("--yes", "--snapshot", "--permission", "r", "--chunksize", f"{chunk_bytes}b"),
-            *("--size", f"{store_bytes}b", "--addtag", tag, "--name", lv, f"{self.vg}/{origin}"),
+            [
+                (
+                    *("--yes", "--snapshot", "-pr", "-c", f"{chunk_bytes}b"),
+                    *("-L", f"{store_bytes}b"),
+                    *("--addtag", tag, "--name", lv, f"{self.vg}/{origin}"),
+                )
+                for lv, origin, store_bytes in stores
+            ],
             timeout_s=timeout_s,
         )
 

@@ -6,9 +6,11 @@ that only a person can repair. At a deadline we leave, it keeps the queue, and i
 
 from __future__ import annotations
 
+import os
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -29,6 +31,9 @@ _ASKED = 3
 
 #: After this, whoever asks how blockd does is told of a command that still runs.
 _SLOW_S = 10.0
+
+#: In LVM's scripts, with the end of line (lvm2, tools/lvmcmdline.c: CMD_LEN is 256).
+_LONGEST_LINE = 254
 
 _COMPLAINT_BYTES = 4096
 _COLLIDES: Final = re.compile(rb"already contain thin device with device_id (\d+)")
@@ -149,13 +154,36 @@ class LvmRunner:
                 raise
             await self._run(verb, "--yes", *args, stdin=stdin)
 
+    async def _run_all(
+        self, verb: str, commands: Sequence[Sequence[str]], *, timeout_s: float
+    ) -> None:
+        """Several commands of one verb in one process, up to the first that fails.
+
+        Eight snapshots take a third of the time that eight processes do
+        (docs/decisions/0023-group-snapshots.md).
+        """
+        lines = [" ".join((verb, "-qq", *args)) + "\n" for args in commands]
+        if len(commands) > 1 and max(map(len, lines)) <= _LONGEST_LINE:
+            with _script(lines) as descriptor:
+                argv = ("/dev/stdin",)
+                await self._run(verb, argv=argv, stdin=descriptor, timeout_s=timeout_s)
+            return
+        deadline = time.monotonic() + timeout_s
+        for args in commands:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise StorageOverdue(f"{verb}: not all were made within {timeout_s:g} s")
+            await self._run(verb, *args, timeout_s=left_s)
+
     async def _run(
         self,
         verb: str,
         *args: str,
+        argv: Sequence[str] | None = None,
         timeout_s: float | None = None,
         stdin: int | None = None,
     ) -> Output:
+        """`argv` instead of verb and arguments: the verb is for messages only."""
         for late in self._late:
             raise StorageOverdue(
                 f"{verb} is not begun: lvm {late.verb} (pid {late.pid}) still runs"
@@ -163,7 +191,8 @@ class LvmRunner:
         name = f"lvm {verb}"
         self._effects.before(name)
         try:
-            child = Child((self._lvm, verb, "-qq", *args), self._env, stdin=stdin)
+            argv = argv or (verb, "-qq", *args)
+            child = Child((self._lvm, *argv), self._env, stdin=stdin)
             self._effects.started(name)
             deadline_s = self._timeout_s if timeout_s is None else timeout_s
             running = _Running(verb, child.pid, time.monotonic(), min(_SLOW_S, deadline_s))
@@ -202,6 +231,20 @@ class _Running:
     pid: int
     began: float
     slow_after_s: float
+
+
+@contextmanager
+def _script(lines: Sequence[str]) -> Iterator[int]:
+    """A descriptor of a script for LVM, in memory: no file system may have a part in it.
+
+    LVM takes a file for one if it begins like this (lvm2, tools/lvmcmdline.c, _run_script).
+    """
+    descriptor = os.memfd_create("lvm-script", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, "".join(("#!lvm\n", *lines)).encode())
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def vg_marker(vg: str) -> str:

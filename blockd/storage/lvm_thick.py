@@ -7,8 +7,8 @@ the kernel do, and what was measured: docs/decisions/0010-thick.md.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,7 @@ from blockd.domain.allocation import Allocation
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StartError, StorageError, StorageOverdue
 from blockd.domain.front import FrontSpec
+from blockd.domain.group import Picture
 from blockd.domain.pool import ClassTraits, PoolUse
 from blockd.domain.transfer import Progress
 from blockd.domain.units import GIB
@@ -29,7 +30,8 @@ from blockd.storage.dm_events import dm_events
 from blockd.storage.free_extents import FreeExtents
 from blockd.storage.fronts import Fronts, Lower
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
-from blockd.storage.lvm_disks import ClassSettings, LvmDisks, Surroundings, wired
+from blockd.storage.lvm_disks import ClassSettings, Surroundings, wired
+from blockd.storage.lvm_groups import LvmGroups
 from blockd.storage.lvm_report import LogicalVolume
 from blockd.storage.thick_revert import ThickRevert
 from blockd.storage.vg_queue import VgQueue
@@ -49,7 +51,7 @@ class ThickSettings(ClassSettings):
     least_store_bytes: int = GIB
 
 
-class LvmThick(LvmDisks):
+class LvmThick(LvmGroups):
     """See the port for what each method promises."""
 
     def __init__(
@@ -141,11 +143,9 @@ class LvmThick(LvmDisks):
         first_bytes = self._sizes.first((await self._lower(disk)).size_bytes)
 
         async def make(store_bytes: int) -> None:
-            still: AbstractAsyncContextManager[object] = (
-                nullcontext() if volume_id is None else self._fronts.still(volume_id)
-            )
+            still = self.still([] if volume_id is None else [volume_id])
             async with self._free.taking(store_bytes), still:
-                await self._take(snapshot_disk, disk, store_bytes)
+                await self._take([(snapshot_disk, disk, store_bytes)])
 
         if volume_id is None:
             # A revert's, which may have merged: nobody writes yet, and the store can grow later.
@@ -155,22 +155,29 @@ class LvmThick(LvmDisks):
         else:
             await self._make(snapshot_disk, partial(make, first_bytes))
 
-    async def _take(self, snapshot_disk: str, disk: str, store_bytes: int) -> None:
-        """What LVM says is not enough: the kernel must have it, valid."""
-        await self._lvm.snapshot_cow(
-            snapshot_disk,
-            disk,
-            self._tag,
-            store_bytes,
-            self._settings.chunk_bytes,
-            timeout_s=self._settings.max_suspend_s,
-        )
-        info = self._info(snapshot_disk)
-        if info is None:
-            raise StorageError(f"LVM reported snapshot {snapshot_disk}, the kernel has none")
-        status = await self._watch.add(snapshot_disk, info.uuid)
-        if status.fault:
-            raise StorageError(f"snapshot {snapshot_disk} is {status.fault} from the beginning")
+    @asynccontextmanager
+    async def taking(
+        self, pictures: Sequence[Picture]
+    ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """See the port."""
+        stores = []
+        for picture in pictures:
+            size_bytes = (await self._lower(picture.of_disk)).size_bytes
+            stores.append((picture.disk, picture.of_disk, self._sizes.first(size_bytes)))
+        async with self._free.taking(sum(store_bytes for _, _, store_bytes in stores)):
+            yield partial(self._take, stores)
+
+    async def _take(self, stores: Sequence[tuple[str, str, int]]) -> None:
+        """What LVM says is not enough: the kernel must have them, valid."""
+        chunk_bytes, max_s = self._settings.chunk_bytes, self._settings.max_suspend_s
+        await self._lvm.snapshot_cow(stores, self._tag, chunk_bytes, timeout_s=max_s)
+        for snapshot_disk, _, _ in stores:
+            info = self._info(snapshot_disk)
+            if info is None:
+                raise StorageError(f"LVM reported snapshot {snapshot_disk}, the kernel has none")
+            status = await self._watch.add(snapshot_disk, info.uuid)
+            if status.fault:
+                raise StorageError(f"snapshot {snapshot_disk} is {status.fault} from the beginning")
 
     async def grow(self, disk: str, size_bytes: int) -> None:
         """See the port. Snapshots keep their length: the kernel copies nothing behind it."""

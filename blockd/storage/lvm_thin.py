@@ -5,9 +5,10 @@ One LVM process per change, none per read.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -16,12 +17,14 @@ from blockd.domain.backup import THIN_METADATA, VG_TEXT, MetadataPart, whole
 from blockd.domain.errors import InUse, PreconditionFailed, StartError, StorageError
 from blockd.domain.finding import Finding
 from blockd.domain.front import FrontSpec
+from blockd.domain.group import Picture
 from blockd.domain.pool import PoolUse
 from blockd.storage.dm import DeviceMapper
 from blockd.storage.fronts import Fronts
 from blockd.storage.instant import InstantDisks
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
-from blockd.storage.lvm_disks import ClassSettings, LvmDisks, Surroundings, wired
+from blockd.storage.lvm_disks import ClassSettings, Surroundings, wired
+from blockd.storage.lvm_groups import LvmGroups
 from blockd.storage.lvm_report import LogicalVolume
 from blockd.storage.thin_collision import ThinCollision
 from blockd.storage.thin_examination import ThinExamination
@@ -39,7 +42,7 @@ class ThinSettings(ClassSettings):
     pool: str
 
 
-class LvmThin(InstantDisks, LvmDisks):
+class LvmThin(InstantDisks, LvmGroups):
     """See the port for what each method promises."""
 
     _reading: ThinReading
@@ -95,27 +98,32 @@ class LvmThin(InstantDisks, LvmDisks):
 
     async def snapshot(self, snapshot_disk: str, disk: str, volume_id: str | None) -> None:
         async def take() -> None:
-            if volume_id is None:
-                await self._take(snapshot_disk, disk)
-            else:
-                async with self._fronts.still(volume_id):
-                    await self._take(snapshot_disk, disk)
+            async with self.still([] if volume_id is None else [volume_id]):
+                await self._take([(snapshot_disk, disk)])
 
         await self._make(snapshot_disk, take)
 
-    async def _take(self, snapshot_disk: str, disk: str) -> None:
-        """LVM may say that it made a snapshot when the kernel made none: compare its count.
+    @asynccontextmanager
+    async def taking(
+        self, pictures: Sequence[Picture]
+    ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """See the port."""
+        pairs = [(picture.disk, picture.of_disk) for picture in pictures]
+        yield partial(self._take, pairs)
 
-        Seen when an origin was suspended by somebody else (docs/decisions/0003-fronts.md).
+    async def _take(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Make these snapshots, each of its origin.
+
+        LVM may say that it made a snapshot when the kernel made none: compare its count. Seen when
+        an origin was suspended by somebody else (docs/decisions/0003-fronts.md).
         """
         before = (await self._pool.status()).transaction_id
-        await self._lvm.snapshot_thin(
-            snapshot_disk, disk, self._tag, timeout_s=self._settings.max_suspend_s
-        )
+        await self._lvm.snapshot_thin(pairs, self._tag, timeout_s=self._settings.max_suspend_s)
         after = (await self._pool.status()).transaction_id
-        if after != before + 1:
+        if after != before + len(pairs):
+            made = ", ".join(snapshot_disk for snapshot_disk, _ in pairs)
             raise StorageError(
-                f"LVM reported snapshot {snapshot_disk}, but the pool's transaction id went from "
+                f"LVM reported snapshot {made}, but the pool's transaction id went from "
                 f"{before} to {after}: run `lvs` and `dmsetup status` on {self._settings.vg}"
             )
 

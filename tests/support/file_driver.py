@@ -11,7 +11,15 @@ import fcntl
 import json
 import os
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +29,7 @@ from blockd.domain.backup import THIN_METADATA, VG_TEXT, MetadataPart, whole
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import InUse, StorageError
 from blockd.domain.finding import Finding
+from blockd.domain.group import Picture
 from blockd.domain.inventory import FoundDisk, Inventory
 from blockd.domain.units import GIB
 from blockd.domain.volume import Device, OpenDisk
@@ -29,7 +38,7 @@ from blockd.storage.instant import InstantDisks
 from tests.support.file_pool import EXTENT_BYTES, FilePool, whole_extents
 
 _WITHIN_TURN = frozenset(
-    {"create", "snapshot", "clone", "grow", "seal", "erase", "copy_space"}
+    {"create", "snapshot", "still", "clone", "grow", "seal", "erase", "copy_space"}
     | {"revert_bytes", "reserve_for_revert", "begin_merge", "end_merge"}
 )
 _ANNOUNCED = _WITHIN_TURN - {"revert_bytes", "copy_space"} | {
@@ -74,6 +83,7 @@ class FileDriver(FilePool, InstantDisks):
         gates: by method name, an event that every call waits for before it does anything.
         ailments: what `examine` finds, until it is mended.
         copy: the space of the catalog's copy.
+        stands_still: the volumes whose fronts are suspended just now.
         trouble: set it when something was done to the files behind the driver's back.
     """
 
@@ -90,6 +100,7 @@ class FileDriver(FilePool, InstantDisks):
         self.gates: dict[str, asyncio.Event] = {}
         self.trouble = asyncio.Event()
         self.ailments: list[Finding] = []
+        self.stands_still: frozenset[str] = frozenset()
         FilePool.__init__(self, f"files/{root.name}", storage_class, capacity_bytes)
         self._effects = effects or SideEffects()
         self._root = root
@@ -115,6 +126,42 @@ class FileDriver(FilePool, InstantDisks):
             raise StorageError(f"the front of {volume_id} is not over {disk}")
         self._copy(snapshot_disk, disk, 0)
         self._disk_path(snapshot_disk).chmod(0o400)
+
+    @asynccontextmanager
+    async def still(self, volume_ids: Sequence[str]) -> AsyncIterator[None]:
+        """See `StorageDriver`; nobody else runs until the snapshots are made."""
+        await self._enter("still")
+        self.stands_still = frozenset(volume_ids)
+        try:
+            yield
+        finally:
+            self.stands_still = frozenset()
+
+    @asynccontextmanager
+    async def taking(
+        self, pictures: Sequence[Picture]
+    ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """See `StorageDriver`."""
+
+        async def take() -> None:
+            if not self.stands_still.issuperset(picture.volume_id for picture in pictures):
+                raise AssertionError("snapshots of fronts that are not suspended")
+            for picture in pictures:
+                if self._tag(picture.disk) is not None:  # as LVM does
+                    raise StorageError(f"{picture.disk} already exists")
+                await self.snapshot(picture.disk, picture.of_disk, picture.volume_id)
+
+        yield take
+
+    async def undo(self, pictures: Sequence[Picture], error: StorageError | None) -> bool:
+        """See `StorageDriver`."""
+        if self.stands_still:
+            raise AssertionError("undo() while fronts are suspended")
+        ours = self._ours()
+        remains = [picture.disk for picture in pictures if picture.disk in ours]
+        if remains:
+            await self.erase(remains)
+        return bool(remains)
 
     async def clone(self, disk: str, snapshot_disk: str, size_bytes: int) -> None:
         """See `StorageDriver`."""
