@@ -129,6 +129,19 @@ class HostSnapshot(Snapshot):
     content_digest: str | None
     consistency: Consistency | None
     frozen_ms: int | None
+    group_id: Uuid | None
+    suspended_ms: int | None
+
+
+class Group(Answer):
+    """Snapshots of several volumes at one instant, in the order in which these were named.
+
+    For so long the volumes stood still; null: they are not taken yet, and `creating`.
+    """
+
+    id: Uuid
+    snapshots: list[HostSnapshot]
+    suspended_ms: int | None
 
 
 class VolumeType(Answer):

@@ -17,6 +17,7 @@ from blockd.api.backups import BackupHandlers
 from blockd.api.doctor import DoctorHandlers
 from blockd.api.errors import MAX_BODY_BYTES
 from blockd.api.events import EventsHandlers
+from blockd.api.groups import GroupHandlers
 from blockd.api.host import HostHandlers
 from blockd.api.middleware import make_guard
 from blockd.api.peer import Peer
@@ -67,6 +68,7 @@ def make_app(
     app.on_shutdown.append(events.end)
     host = [
         *HostHandlers(service).routes(),
+        *GroupHandlers(service).routes(),
         *JobHandlers(service).routes(),
         *BackupHandlers(service).routes(),
         *AttachmentHandlers(service).routes(),

@@ -82,6 +82,10 @@ def _backup(error: e.BackupFailed) -> dict[str, object]:
     return {"precondition": "resource_not_usable", "help_message": str(error)}
 
 
+def _group(error: e.GroupFailed) -> dict[str, object]:
+    return {"precondition": "resource_not_usable", "help_message": str(error)}
+
+
 def _later(error: e.Unavailable) -> dict[str, object]:
     return {"help_message": f"{error}; nothing was changed, try again later"}
 
@@ -129,6 +133,8 @@ TABLE: Final[Mapping[type[e.BlockdError], Row]] = {
     e.StorageError: Row(500, *INTERNAL, _nothing),
     e.StorageOverdue: Row(500, *INTERNAL, _nothing),
     e.NoSpace: Row(500, *INTERNAL, _nothing),
+    # As the rows of a snapshot that failed tell it, too; there are none left to tell it.
+    e.GroupFailed: Row(412, *_PRECONDITION, _group),
     # As health tells it, too: whoever asks for a backup must know why there is none.
     e.BackupFailed: Row(412, *_PRECONDITION, _backup),
     e.RollbackFailed: Row(500, *INTERNAL, _nothing),

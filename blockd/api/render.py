@@ -16,6 +16,7 @@ from aiohttp import web
 from pydantic_core import to_json
 
 from blockd.domain.backup import Backup
+from blockd.domain.group import Group
 from blockd.domain.guest import Attachment
 from blockd.domain.pool_state import PoolState
 from blockd.domain.snapshot import ParentVolume, Snapshot
@@ -82,8 +83,15 @@ class Render:
             f"{self.snapshot(s)[:-1]},{_aside(s)},"
             f'"content_digest":{_optional(s.content_digest)},'
             f'"consistency":{_optional(s.consistency)},'
-            f'"frozen_ms":{"null" if s.frozen_ms is None else s.frozen_ms}}}'
+            f'"frozen_ms":{_number(s.frozen_ms)},'
+            f'"group_id":{_optional(s.group_id)},"suspended_ms":{_number(s.suspended_ms)}}}'
         )
+
+    def group(self, group: Group) -> str:
+        """Snapshots that were taken together."""
+        snapshots = ",".join(map(self.host_snapshot, group.snapshots))
+        suspended_ms = _number(group.suspended_ms)
+        return f'{{"id":"{group.id}","snapshots":[{snapshots}],"suspended_ms":{suspended_ms}}}'
 
 
 _KMS_KEY_ID: Final = ',"kms_key_id":null'
@@ -92,6 +100,10 @@ _PUBLIC: Final = {True: ',"public":true', False: ',"public":false'}
 
 def _optional(word: str | None) -> str:
     return "null" if word is None else f'"{word}"'
+
+
+def _number(number: int | None) -> str:
+    return "null" if number is None else str(number)
 
 
 def _references(attachments: Sequence[Attachment]) -> str:

@@ -12,10 +12,13 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from blockd.domain.group import MOST_VOLUMES
 from blockd.domain.units import MAX_VOLUME_BYTES, MIN_VOLUME_BYTES, SECTOR_BYTES
 from blockd.domain.volume import PERF_IOPS
 
 MAX_NAME_RUNES: Final = 255
+#: With `-64` behind it, it is still a name.
+MAX_GROUP_NAME_RUNES: Final = MAX_NAME_RUNES - 3
 MAX_TAGS: Final = 100
 MAX_TAG_RUNES: Final = 128
 
@@ -100,6 +103,21 @@ def _name(value: object) -> str:
     return text(value, MAX_NAME_RUNES)
 
 
+def _group_name(value: object) -> str:
+    return text(value, MAX_GROUP_NAME_RUNES)
+
+
+def _volume_ids(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise wrong_format("value must be a list of UUIDs")
+    if not 1 <= len(value) <= MOST_VOLUMES:
+        raise out_of_bounds(f"value must contain between 1 and {MOST_VOLUMES} ids")
+    ids = tuple(map(_uuid, value))
+    if len(set(ids)) < len(ids):
+        raise out_of_bounds("value must contain each id once")
+    return ids
+
+
 def _tags(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise wrong_format("value must be a list of strings")
@@ -151,6 +169,24 @@ Name = Annotated[
     str,
     BeforeValidator(_name),
     WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_NAME_RUNES}),
+]
+GroupName = Annotated[
+    str,
+    BeforeValidator(_group_name),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_GROUP_NAME_RUNES}),
+]
+VolumeIds = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_volume_ids),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"type": "string", "format": "uuid"},
+            "minItems": 1,
+            "maxItems": MOST_VOLUMES,
+            "uniqueItems": True,
+        }
+    ),
 ]
 Tags = Annotated[
     tuple[str, ...],

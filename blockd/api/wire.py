@@ -11,6 +11,7 @@ from pydantic_core import from_json
 from blockd.api.faults import validated
 from blockd.api.scalars import (
     Boolean,
+    GroupName,
     Name,
     NoKey,
     PerfIops,
@@ -19,8 +20,10 @@ from blockd.api.scalars import (
     StorageClass,
     Tags,
     Uuid,
+    VolumeIds,
 )
 from blockd.domain.errors import InvalidArguments
+from blockd.domain.group import NewGroup
 from blockd.domain.snapshot import NewSnapshot, Quiesce, SnapshotChange
 from blockd.domain.volume import DEFAULT_PERF_IOPS, NewVolume, VolumeChange
 
@@ -131,6 +134,23 @@ class CreateSnapshot(Body):
             public=bool(self.public),
             quiesce=self.quiesce or Quiesce.AUTO,
         )
+
+
+class SnapshotGroup(Body):
+    """Pictures of several volumes at one instant: all of them, or none."""
+
+    volume_ids: VolumeIds = Field(description="each once; their snapshots come in this order")
+    name: GroupName | None = Field(
+        default=None, description="they are called <name>-1, <name>-2, and so on"
+    )
+    project_id: Uuid | None = None
+    quiesce: Quiesce | None = Field(
+        default=None, description="whether guests are frozen for it; absent: auto"
+    )
+
+    def new(self) -> NewGroup:
+        """The request as the service takes it."""
+        return NewGroup(self.volume_ids, self.name, self.project_id, self.quiesce or Quiesce.AUTO)
 
 
 class ChangeSnapshot(Body):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from blockd.catalog.attachment_rows import AttachmentRows
 from blockd.catalog.counts import CountsView
 from blockd.catalog.disk_rows import DiskRows
 from blockd.catalog.event_rows import EventRows
+from blockd.catalog.group_rows import GroupRows
 from blockd.catalog.job_rows import JobRows
 from blockd.catalog.meta_rows import MetaRows
 from blockd.catalog.trash_rows import TrashRows
@@ -56,7 +58,7 @@ class Transaction(MetaRows):
         self._counts = counts
         self.jobs, self.disks = JobRows(connection), DiskRows(connection)
         self.trash, self.events = TrashRows(connection), EventRows(connection)
-        self.attachments = AttachmentRows(connection)
+        self.attachments, self.groups = AttachmentRows(connection), GroupRows(connection)
 
     # volumes
 
@@ -137,7 +139,11 @@ class Transaction(MetaRows):
 
     def snapshot(self, snapshot_id: str) -> Snapshot | None:
         """The snapshot, whatever its status."""
-        return next(self._snapshots("WHERE s.id = ?", [snapshot_id]), None)
+        row = next(self._snapshots("WHERE s.id = ?", [snapshot_id]), None)
+        if row is None:
+            return None
+        group_id, suspended_ms = self.groups.of(snapshot_id)
+        return replace(row, group_id=group_id, suspended_ms=suspended_ms)
 
     def add_snapshot(self, snapshot: Snapshot) -> None:
         """Insert a new row."""
@@ -245,6 +251,19 @@ class Transaction(MetaRows):
             )
         except sqlite3.IntegrityError as err:
             raise AnswerExists(answer.key) from err
+
+    def put_answer(self, answer: FirstAnswer) -> None:
+        """Replace what was kept of it: more is known now."""
+        self._sql.execute(
+            "UPDATE answers SET body = ? WHERE key = ? AND route = ?",
+            [answer.body, answer.key, answer.route],
+        )
+
+    def remove_answer(self, answer: FirstAnswer) -> None:
+        """It has not come true: the key may be used again."""
+        self._sql.execute(
+            "DELETE FROM answers WHERE key = ? AND route = ?", [answer.key, answer.route]
+        )
 
     def _insert(self, table: str, columns: str, row: Sequence[object], rest: str = "") -> None:
         marks = ", ".join("?" * len(row))

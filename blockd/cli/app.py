@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from blockd import __version__
 
-from . import backups, doctor, events, host, jobs, pools, snapshots, volumes
+from . import backups, doctor, events, groups, host, jobs, pools, snapshots, volumes
 from .client import Client
 from .complete import DEFAULT_SOCKET
 from .failures import Code, Failure, usage
@@ -122,6 +122,7 @@ def root(
 
 app.add_typer(volumes.app, name="volume")
 app.add_typer(snapshots.app, name="snapshot")
+app.add_typer(groups.app, name="group")
 app.add_typer(jobs.app, name="job")
 app.add_typer(pools.app, name="pool")
 app.add_typer(backups.app, name="backup")
@@ -129,7 +130,15 @@ app.command()(events.events)
 app.command()(host.health)
 app.command()(doctor.doctor)
 app.command()(host.version)
-for group in (app, volumes.app, snapshots.app, jobs.app, pools.app, backups.app):
+for group in (
+    app,
+    volumes.app,
+    snapshots.app,
+    groups.app,
+    jobs.app,
+    pools.app,
+    backups.app,
+):
     for command in group.registered_commands:
         command.epilog = EVERYWHERE
 

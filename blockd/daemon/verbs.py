@@ -21,6 +21,7 @@ from blockd.service.catalog_copies import CopyState
 from blockd.service.classes import StorageClasses
 from blockd.service.doctor import Doctor
 from blockd.service.events import Events
+from blockd.service.groups import Groups
 from blockd.service.host import Beside, Host, Tenancy
 from blockd.service.job_steps import JobSteps
 from blockd.service.jobs import Jobs
@@ -188,9 +189,12 @@ async def open_service(
                 )
                 if config.daemon.examine_at_start:
                     tasks.append(asyncio.create_task(doctor.run(), name="doctor"))
+                parts = catalog, classes, operations, trash, tenancy
+                snapshots = Snapshots(*parts, freezes)
                 yield Service(
-                    volumes=Volumes(catalog, classes, operations, trash, tenancy, jobs),
-                    snapshots=Snapshots(catalog, classes, operations, trash, tenancy, freezes),
+                    volumes=Volumes(*parts, jobs),
+                    snapshots=snapshots,
+                    groups=Groups(*parts, freezes, snapshots),
                     host=Host(
                         tenancy,
                         catalog,

@@ -160,6 +160,10 @@ class NoSpace(StorageError):
     """The volume group has no extents left for it; nothing was made."""
 
 
+class GroupFailed(BlockdError):
+    """Snapshots that were to be taken together were not; none of them is kept."""
+
+
 class BackupFailed(StorageError):
     """A backup of metadata, or a part of it, could not be had. `kept` is what was, if anything."""
 

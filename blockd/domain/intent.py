@@ -14,6 +14,7 @@ class Verb(StrEnum):
     CHANGE_VOLUME = "change_volume"
     REVERT_VOLUME = "revert_volume"
     CREATE_SNAPSHOT = "create_snapshot"
+    CREATE_GROUP = "create_group"
     ERASE = "erase"
 
 
@@ -23,8 +24,8 @@ class Intent:
 
     Attributes:
         id: grows with time; recovery goes by it.
-        resource_id: the volume or snapshot; for an erasure the first disk's name.
-        storage_class: whose disks are changed.
+        resource_id: the volume, snapshot or group; for an erasure the first disk's name.
+        storage_class: whose disks are changed; a group may have more, see `classes`.
         phase: how far it is durably known to be; each verb has its own words.
         args: what carrying it out needs to know, as JSON values.
     """
@@ -35,6 +36,12 @@ class Intent:
     storage_class: str
     phase: str = ""
     args: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> list[str]:
+        """Every class whose disks are changed, in the order in which their turns are taken."""
+        more = self.texts("classes") if "classes" in self.args else []
+        return sorted({self.storage_class, *more})
 
     def text(self, key: str) -> str:
         """The argument `key`, a string."""

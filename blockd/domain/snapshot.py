@@ -54,6 +54,8 @@ class Snapshot:
         consistency: None: nobody noted it.
         frozen_ms: for how long guests were frozen for it; None: none was.
         held_by: the work under way that needs its disk: a clone's copy, a revert's merge.
+        group_id: what it was taken together with, and `suspended_ms` for how long their volumes
+            stood still for it. Both are known of a snapshot that is asked for alone, not in lists.
     """
 
     id: str
@@ -76,6 +78,8 @@ class Snapshot:
     consistency: Consistency | None = None
     frozen_ms: int | None = None
     held_by: JobKind | None = None
+    group_id: str | None = None
+    suspended_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

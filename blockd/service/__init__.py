@@ -9,6 +9,7 @@ from blockd.service.attachments import Attachments
 from blockd.service.backups import Backups
 from blockd.service.doctor import Doctor
 from blockd.service.events import Events
+from blockd.service.groups import Groups
 from blockd.service.host import Host
 from blockd.service.pool_repair import PoolRepair
 from blockd.service.snapshots import Snapshots
@@ -22,6 +23,7 @@ class Service:
 
     volumes: Volumes
     snapshots: Snapshots
+    groups: Groups
     host: Host
     answers: Answers
     transfers: Transfers

@@ -8,13 +8,14 @@ from typing import TypeVar
 
 from blockd.catalog import Catalog, Transaction
 from blockd.domain.errors import AlreadyExists
+from blockd.domain.group import Group
 from blockd.domain.idempotency import KEEP_ANSWER_S, FirstAnswer
 from blockd.domain.job import Job
 from blockd.domain.snapshot import Snapshot
 from blockd.domain.units import format_timestamp
 from blockd.domain.volume import Volume
 
-Resource = TypeVar("Resource", Volume, Snapshot, Job)
+Resource = TypeVar("Resource", Volume, Snapshot, Job, Group)
 
 #: Renders the answer to a request whose change is being committed.
 Remember = Callable[[Resource], FirstAnswer]
@@ -53,6 +54,17 @@ def remember_answer(
         return
     now = datetime.now(UTC)
     tx.add_answer(remember(resource), format_timestamp(now), _oldest(now))
+
+
+def replace_answer(tx: Transaction, resource: Resource, remember: Remember[Resource]) -> None:
+    """Keep what is known of it now instead of what `remember_answer` kept of it."""
+    tx.put_answer(remember(resource))
+
+
+def forget_answer(tx: Transaction, resource: Resource, remember: Remember[Resource] | None) -> None:
+    """It has failed, and errors are not remembered: the key may be used again."""
+    if remember is not None:
+        tx.remove_answer(remember(resource))
 
 
 def _oldest(now: datetime) -> str:

@@ -65,15 +65,15 @@ class StorageClass:
         )
 
     @asynccontextmanager
-    async def turn_soon(self) -> AsyncIterator[None]:
-        """A turn for a request that waits for it: not for ever.
+    async def turn_soon(self, patience_s: float | None = None) -> AsyncIterator[None]:
+        """A turn for a request that waits for it: not for ever; else for `self.patience_s`.
 
         Raises:
             StorageBusy: it did not come in time.
         """
         async with AsyncExitStack() as stack:
             try:
-                async with asyncio.timeout(self.patience_s):
+                async with asyncio.timeout(patience_s or self.patience_s):
                     await stack.enter_async_context(self.driver.turn())
             except TimeoutError:
                 why = next(iter(self.driver.problems()), "other changes are under way")

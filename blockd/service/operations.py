@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Self
 
@@ -20,10 +22,13 @@ from blockd.service.steps import Steps
 
 log = structlog.get_logger()
 
-_MADE_FROM_NOTHING = (Verb.CREATE_VOLUME, Verb.CREATE_SNAPSHOT)
+_MADE_FROM_NOTHING = (Verb.CREATE_VOLUME, Verb.CREATE_SNAPSHOT, Verb.CREATE_GROUP)
 
 _FIRST_RETRY_S = 1.0
 _LAST_RETRY_S = 60.0
+
+#: Nobody holds up one class for longer because he waits for another.
+_MORE_TURNS_S = 5.0
 
 
 class Operations:
@@ -95,12 +100,11 @@ class Operations:
 
     async def _carry_out(self, intent: Intent) -> None:
         """Try until it is finished or given up; each attempt takes a turn of its own."""
-        driver = self._classes[intent.storage_class].driver
         retry_s = _FIRST_RETRY_S
         while not self._stopping.is_set():
             follow_ups: list[Intent] = []
             try:
-                async with driver.turn():
+                async with self._turns(intent):
                     if self._stopping.is_set():
                         return
                     follow_ups = await self._attempt(intent)
@@ -119,6 +123,20 @@ class Operations:
             for follow_up in follow_ups:
                 self.submit(follow_up)
             return
+
+    @asynccontextmanager
+    async def _turns(self, intent: Intent) -> AsyncIterator[None]:
+        """The turn of each class that it changes, always in the order of their names.
+
+        Raises:
+            StorageBusy: while one was held, another's did not come soon enough.
+        """
+        first, *more = intent.classes
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._classes[first].driver.turn())
+            for name in more:
+                await stack.enter_async_context(self._classes[name].turn_soon(_MORE_TURNS_S))
+            yield
 
     async def _attempt(self, intent: Intent) -> list[Intent]:
         began = time.monotonic()

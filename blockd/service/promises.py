@@ -13,6 +13,7 @@ from blockd.domain.intent import Verb, disk_name
 from blockd.domain.job import Job, JobKind, Phase
 from blockd.domain.states import CREATING
 from blockd.service.classes import StorageClass, StorageClasses
+from blockd.service.group_steps import unfinished_members
 
 log = structlog.get_logger()
 
@@ -49,6 +50,12 @@ def _to_snapshots(
     storage_class: StorageClass, disks: Mapping[str, int], tx: Transaction
 ) -> Iterator[tuple[str, int]]:
     for intent in tx.intents():
+        if intent.verb is Verb.CREATE_GROUP:
+            rows = [row for row in unfinished_members(tx, intent) if row.disk not in disks]
+            needs = storage_class.driver.snapshot_bytes
+            of_class = [row for row in rows if row.storage_class == storage_class.name]
+            yield intent.resource_id, sum(needs(row.size_bytes) for row in of_class)
+            continue
         row = tx.snapshot(intent.resource_id) if intent.verb is Verb.CREATE_SNAPSHOT else None
         if row is None or row.status is not CREATING or row.storage_class != storage_class.name:
             continue

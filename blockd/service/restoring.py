@@ -26,6 +26,7 @@ from blockd.domain.transfer import Progress
 from blockd.domain.units import now_timestamp
 from blockd.domain.volume import DEFAULT_PERF_IOPS, Volume
 from blockd.service.classes import StorageClass, StorageClasses
+from blockd.service.group_steps import unfinished_members
 from blockd.service.job_ends import end_job
 from blockd.service.jobs import volume_job
 from blockd.service.steps import SETTLE, SWAP, exchange
@@ -56,6 +57,7 @@ async def settle_restored(catalog: Catalog, classes: StorageClasses, project_id:
 
     def settle(tx: Transaction) -> list[str]:
         lines = [told]
+        _settle_groups(tx, {disk for _, inventory in found for disk in inventory.disks})
         for storage_class, inventory in found:
             lines += _Settling(tx, storage_class, inventory, project_id).settle()
         tx.drop_meta(UNSETTLED)
@@ -65,6 +67,25 @@ async def settle_restored(catalog: Catalog, classes: StorageClasses, project_id:
     for line in lines:
         log.warning("catalog restored", told=line)
     return lines
+
+
+def _settle_groups(tx: Transaction, disks: set[str]) -> None:
+    """Those of which all is there, or nothing, are as they were: taken, or still to be taken.
+
+    Of another one somebody may have used a part, which is not made anew: what is there is kept,
+    and the others say that they were lost.
+    """
+    for intent in tx.intents():
+        rows = unfinished_members(tx, intent) if intent.verb is Verb.CREATE_GROUP else []
+        if not any(row.disk in disks for row in rows):
+            continue
+        for row in rows:
+            is_there = row.disk in disks
+            event = Event.CREATED if is_there else Event.FAILED
+            status = move("snapshot", row.id, row.status, event)
+            error = None if is_there else f"{_WHY}, and its LV is not there"
+            tx.put_snapshot(replace(row, status=status, error=error, updated_at=now_timestamp()))
+        tx.remove_intent(intent)
 
 
 class _Settling:
@@ -115,6 +136,8 @@ class _Settling:
                 self._settle_change(intent)
             case Verb.REVERT_VOLUME:
                 self._settle_revert(intent)
+            case Verb.CREATE_GROUP:
+                pass  # seen already: it may be about more than this class
             case Verb.ERASE:
                 pass  # its rows went with the commit that wrote it: nobody has made them anew
 

@@ -27,6 +27,7 @@ from blockd.domain.states import (
     seen_status,
 )
 from blockd.domain.units import now_timestamp
+from blockd.domain.volume import Volume
 from blockd.service.answers import Remember, remember_answer
 from blockd.service.classes import StorageClasses
 from blockd.service.freezes import Freezes
@@ -79,33 +80,18 @@ class Snapshots:
         await self._trash.check_way(storage_class, origin)
         needs_bytes = storage_class.driver.snapshot_bytes(origin.size_bytes)
         snapshot_id = new_id()
-        now = now_timestamp()
 
         def begin(tx: Transaction) -> tuple[Snapshot, Intent, Intent | None]:
             volume = volume_at_rest(tx, new.volume_id)
             erasure = self._trash.make_way(tx, storage_class, volume)
-            snapshot = Snapshot(
-                id=snapshot_id,
-                project_id=project_id,
-                name=new.name if new.name is not None else f"snp-{snapshot_id[:8]}",
-                size_bytes=volume.size_bytes,
-                storage_class=volume.storage_class,
-                status=CREATING,
-                public=new.public,
-                tags=new.tags,
-                volume_id=volume.id,
-                parent=ParentVolume.of(volume),
-                disk=disk_name(snapshot_id),
-                created_at=now,
-                updated_at=now,
-                origin_disk=volume.disk if storage_class.is_thick else None,
-            )
+            is_thick = storage_class.is_thick
+            snapshot = snapshot_of(volume, new, snapshot_id, project_id, is_thick=is_thick)
             tx.add_snapshot(snapshot)
             args: dict[str, object] = {"from_disk": volume.disk, "quiesce": new.quiesce}
             intent = tx.add_intent(
                 Verb.CREATE_SNAPSHOT, snapshot_id, volume.storage_class, "", args
             )
-            snapshot = self._seen(snapshot)
+            snapshot = self.seen(snapshot)
             remember_answer(tx, snapshot, remember)
             return snapshot, intent, erasure
 
@@ -120,7 +106,7 @@ class Snapshots:
         snapshot = await self._catalog.read(lambda tx: tx.snapshot(snapshot_id))
         if snapshot is None or (snapshot.status is DELETED and not include_deleted):
             raise NotFound("snapshot", snapshot_id)
-        return self._seen(snapshot)
+        return self.seen(snapshot)
 
     async def page(
         self, wanted: SnapshotFilter, page: Page, render: Callable[[Sequence[Snapshot], int], str]
@@ -155,7 +141,7 @@ class Snapshots:
             tx.put_snapshot(row)
             return row
 
-        return self._seen(await self._catalog.write("snapshot changed", edit))
+        return self.seen(await self._catalog.write("snapshot changed", edit))
 
     async def delete(self, snapshot_id: str) -> None:
         """Put the snapshot into the trash; volumes made from it and other snapshots stay.
@@ -203,13 +189,14 @@ class Snapshots:
             status = move("snapshot", snapshot_id, row.status, event)
             row = replace(row, status=status, deleted_at=None, updated_at=now_timestamp())
             tx.put_snapshot(row)
-            seen = self._seen(row)
+            seen = self.seen(row)
             remember_answer(tx, seen, remember)
             return seen
 
         return await self._catalog.write("snapshot undeleted", restore)
 
-    def _seen(self, snapshot: Snapshot) -> Snapshot:
+    def seen(self, snapshot: Snapshot) -> Snapshot:
+        """A row as a reader is told of it: whether its parent is open, whether its disk is gone."""
         front = _parent_front(snapshot)
         return self._shown(snapshot, front is not None and self._classes.is_open(*front))
 
@@ -219,6 +206,29 @@ class Snapshots:
         ):
             snapshot = replace(snapshot, status=ERROR, error=why)
         return _shown(snapshot, parent_is_open)
+
+
+def snapshot_of(
+    volume: Volume, new: NewSnapshot, snapshot_id: str, project_id: str, *, is_thick: bool
+) -> Snapshot:
+    """The row of a snapshot that is about to be taken."""
+    now = now_timestamp()
+    return Snapshot(
+        id=snapshot_id,
+        project_id=project_id,
+        name=new.name if new.name is not None else f"snp-{snapshot_id[:8]}",
+        size_bytes=volume.size_bytes,
+        storage_class=volume.storage_class,
+        status=CREATING,
+        public=new.public,
+        tags=new.tags,
+        volume_id=volume.id,
+        parent=ParentVolume.of(volume),
+        disk=disk_name(snapshot_id),
+        created_at=now,
+        updated_at=now,
+        origin_disk=volume.disk if is_thick else None,
+    )
 
 
 def _parent_front(snapshot: Snapshot) -> tuple[str, str] | None:

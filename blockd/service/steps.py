@@ -23,6 +23,7 @@ from blockd.domain.volume import Volume
 from blockd.service.classes import StorageClasses
 from blockd.service.erasures import add_erase, release
 from blockd.service.freezes import Freezes
+from blockd.service.group_steps import GroupSteps
 from blockd.service.ports import StorageDriver
 
 log = structlog.get_logger()
@@ -40,10 +41,11 @@ def front_of(volume: Volume) -> FrontSpec:
 
 
 class Steps:
-    """The verbs. All within the class's turn."""
+    """The verbs. All within the turns of the intent's classes."""
 
     def __init__(self, catalog: Catalog, classes: StorageClasses, freezes: Freezes) -> None:
         self._catalog, self._classes, self._freezes = catalog, classes, freezes
+        self._groups = GroupSteps(catalog, classes, freezes)
 
     async def finish(self, intent_id: int) -> None:
         """Carry the intent out to its end and take it off the journal.
@@ -66,6 +68,8 @@ class Steps:
                 await self._revert_volume(intent, volume, driver)
             case Verb.CREATE_SNAPSHOT if snapshot is not None and snapshot.status is CREATING:
                 await self._create_snapshot(intent, snapshot, driver)
+            case Verb.CREATE_GROUP:
+                await self._groups.create(intent)
             case Verb.ERASE:
                 await self._erase(intent, driver)
             case _:  # it is settled already
@@ -86,6 +90,8 @@ class Steps:
             case Verb.CREATE_VOLUME | Verb.CREATE_SNAPSHOT:
                 resource = "volume" if intent.verb is Verb.CREATE_VOLUME else "snapshot"
                 return await self._give_up_create(intent, resource, str(error))
+            case Verb.CREATE_GROUP:
+                return await self._groups.give_up(intent, str(error))
             case Verb.CHANGE_VOLUME:
                 return await self._give_up_change(intent, str(error), leftover=None)
             case Verb.REVERT_VOLUME if not await self._has_swapped(intent):

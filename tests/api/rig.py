@@ -32,6 +32,7 @@ from blockd.service.backups import Backups
 from blockd.service.classes import StorageClass, StorageClasses
 from blockd.service.doctor import Doctor
 from blockd.service.events import Events
+from blockd.service.groups import Groups
 from blockd.service.host import Beside, Host, Tenancy
 from blockd.service.job_steps import JobSteps
 from blockd.service.jobs import Jobs
@@ -182,9 +183,11 @@ async def service_over_files(
         doctor = Doctor(
             catalog, classes, images, operations, jobs, backups, PROJECT, second_look_s=0.01
         )
+        snapshots = Snapshots(*parts, freezes)
         service = Service(
             Volumes(*parts, jobs),
-            Snapshots(*parts, freezes),
+            snapshots,
+            Groups(*parts, freezes, snapshots),
             Host(
                 tenancy,
                 catalog,

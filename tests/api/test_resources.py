@@ -219,7 +219,13 @@ async def test_parent_is_live_and_null_once_deleted(
 
 
 ATTACHED_TO_NOBODY: dict[str, Any] = {"attachments": []}
-NOT_QUIET = {"content_digest": None, "consistency": "crash", "frozen_ms": None}
+NOT_QUIET = {
+    "content_digest": None,
+    "consistency": "crash",
+    "frozen_ms": None,
+    "group_id": None,
+    "suspended_ms": None,
+}
 
 
 async def test_host_shows_error_and_deletion_beside_the_v1_object(rig: Rig) -> None:

@@ -123,6 +123,31 @@ class CreateSnapshot(Scenario):
         self._whole(api, facts)
 
 
+class SnapshotGroup(Scenario):
+    """Snapshots of two volumes at one instant."""
+
+    name = "group"
+
+    def prepare(self, api: Api) -> Facts:
+        facts = super().prepare(api)
+        facts["other"] = api.create_volume("w", SIZE)
+        stamps.stamp(api.device(facts["other"]), NEW)
+        return facts
+
+    def request(self, api: Api, facts: Facts) -> None:
+        body = {"volume_ids": [facts["volume"], facts["other"]], "name": "made"}
+        api.host("POST", "groups/snapshots", body)
+
+    def check(self, api: Api, facts: Facts, answered: bool) -> None:
+        made = [one for one in api.all("snapshots") if one["name"].startswith("made-")]
+        assert len(made) == 2 or (not made and not answered), (made, answered)
+        for snapshot in made:
+            assert snapshot["status"] == "available", snapshot
+            self._expect_snapshot(api, snapshot["id"], NEW)
+        self._whole(api, facts)
+        stamps.expect(api.device(facts["other"]), NEW)
+
+
 class Grow(Scenario):
     """A larger size."""
 
@@ -307,6 +332,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
         CreateVolume,
         CloneVolume,
         CreateSnapshot,
+        SnapshotGroup,
         Grow,
         Revert,
         RevertForGood,

@@ -16,7 +16,16 @@ from tests.support.object_store import object_store
 pytestmark = pytest.mark.kernel
 
 #: Those that storage carries out otherwise than in a thin class.
-THICK_VERBS = ("create", "clone", "snapshot", "resize", "revert", "erase", "erase snapshot")
+THICK_VERBS = (
+    "create",
+    "clone",
+    "snapshot",
+    "group",
+    "resize",
+    "revert",
+    "erase",
+    "erase snapshot",
+)
 #: Only with --full, as they take long: the plug is pulled in exports always; a revert that keeps
 #: what was there has each side effect of one that does not.
 LONG_VERBS = ("export", "revert without keeping")

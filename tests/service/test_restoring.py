@@ -23,8 +23,9 @@ import pytest
 from blockd.catalog.copy import newest_heading
 from blockd.catalog.restoring import restore_copy
 from blockd.domain.effects import SideEffects
+from blockd.domain.group import NewGroup
 from blockd.domain.listing import Page, SnapshotFilter, VolumeFilter
-from blockd.domain.snapshot import NewSnapshot, Snapshot
+from blockd.domain.snapshot import NewSnapshot, Quiesce, Snapshot
 from blockd.domain.states import Status
 from blockd.domain.units import MIB
 from blockd.domain.volume import NewVolume, Volume, VolumeChange
@@ -77,6 +78,13 @@ async def take(run: Running, before: Before) -> None:
     await use(run, before.volume.id)
 
 
+async def take_group(run: Running, before: Before) -> None:
+    other = await make(run)
+    new = NewGroup((before.volume.id, other.id), "together", None, Quiesce.AUTO)
+    await run.service.groups.create(new)
+    await use(run, before.volume.id)
+
+
 async def revert(run: Running, before: Before) -> None:
     begun = await run.service.volumes.revert(before.volume.id, before.snapshot.id, True)
     await settled_volume(run, begun)
@@ -107,6 +115,7 @@ VERBS: dict[str, Callable[[Running, Before], Awaitable[None]]] = {
     "clone": clone,
     "grow": grow,
     "snapshot": take,
+    "group": take_group,
     "revert": revert,
     "revert for good": revert_for_good,
     "delete": delete,

@@ -45,6 +45,7 @@ SAMPLES: list[errors.BlockdError] = [
     errors.StorageError("secret"),
     errors.StorageOverdue("secret"),
     errors.NoSpace("secret"),
+    errors.GroupFailed("no snapshot was taken: no room"),
     errors.BackupFailed("class sbs: thin_dump failed"),
     errors.RollbackFailed(ValueError("secret"), ValueError("secret")),
     errors.StartError("secret"),

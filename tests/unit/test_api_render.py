@@ -73,6 +73,8 @@ SNAPSHOTS = st.builds(
     content_digest=st.none() | st.just("5" * 64),
     consistency=st.none() | st.sampled_from(Consistency),
     frozen_ms=st.none() | st.integers(0, 60_000),
+    group_id=st.none() | st.uuids().map(str),
+    suspended_ms=st.none() | st.integers(0, 60_000),
 )
 
 
@@ -157,10 +159,13 @@ def test_snapshot_says_what_the_value_holds(snapshot: Snapshot) -> None:
         "content_digest": snapshot.content_digest,
         "consistency": snapshot.consistency,
         "frozen_ms": snapshot.frozen_ms,
+        "group_id": snapshot.group_id,
+        "suspended_ms": snapshot.suspended_ms,
     }
     answers.HostSnapshot.model_validate(told)
     v1 = json.loads(Render("xx-lab-1").snapshot(snapshot))
     aside = ("error", "deleted_at", "content_digest", "consistency", "frozen_ms")
+    aside += ("group_id", "suspended_ms")
     assert v1 == {key: told[key] for key in told if key not in aside}
     older = json.loads(Render("xx-lab-1", v1=False).snapshot(snapshot))
     assert older == {key: v1[key] for key in v1 if key != "public"}
