@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-from .failures import Code, Failure
-from .options import VolumeRefs
+from blockd.domain.snapshot import Quiesce
+
+from .options import Timeout, VolumeRefs, duration_s
 from .resolve import SNAPSHOT, VOLUME, find, remember
 from .resources import ID, NAME, STATUS, size_column
 from .session import session_of
 from .snapshots import OF
+from .wait import finish
 
 app = typer.Typer(help="Snapshots of several volumes at one instant.", no_args_is_help=True)
 
 #: The daemon answers when they are taken, which is soon or, where it has much to do, after a while.
 _PATIENCE_S = 120.0
-
-
-class Quiesce(StrEnum):
-    """What the API knows."""
-
-    AUTO = "auto"
-    REQUIRE = "require"
-    NONE = "none"
 
 
 @app.command()
@@ -39,9 +32,11 @@ def snapshot(
     quiesce: Annotated[
         Quiesce, typer.Option("--quiesce", help="Whether guests are frozen for it.")
     ] = Quiesce.AUTO,
+    timeout: Timeout = "5m",
 ) -> None:
     """Take snapshots of volumes at one instant, in the order named: all of them, or none."""
     session = session_of(ctx)
+    timeout_s = duration_s(timeout)
     ids = [find(session, VOLUME, volume)["id"] for volume in volumes]
     body: dict[str, Any] = {"volume_ids": ids, "quiesce": quiesce.value}
     body |= session.project_body()
@@ -51,12 +46,10 @@ def snapshot(
     for item in group["snapshots"]:
         remember(session, SNAPSHOT, item)
     taken = len(group["snapshots"])
-    if group["suspended_ms"] is None:
-        raise Failure(
-            Code.TIMED_OUT,
-            f"{taken} snapshots are still to be taken: it goes on in the daemon: "
-            f"blockctl snapshot show {group['snapshots'][0]['name']}",
-        )
+    if group["suspended_ms"] is None:  # it has much to do, or was started anew meanwhile
+        doing = f"taking {taken} snapshots of one instant"
+        finish(session, SNAPSHOT, group["snapshots"][0], doing, timeout_s)
+        group = session.client.get(f"/host/v1/groups/snapshots/{group['id']}")
     if session.out.json:
         session.out.value(group, "")
         return

@@ -130,6 +130,7 @@ def show(ctx: typer.Context, snapshot: SnapshotRef) -> None:
             ("Class", found["class"]),
             ("Public", "yes" if found["public"] else "no"),
             ("Digest", str(host.get("content_digest") or "")),
+            ("Group", str(host.get("group_id") or "")),
             ("Consistency", _consistency(host)),
             ("Tags", ", ".join(found["tags"])),
             ("Project", found["project_id"]),

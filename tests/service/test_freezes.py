@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from blockd.domain.errors import GuestRefused, StorageError
+from blockd.domain.group import NewGroup
 from blockd.domain.snapshot import Consistency, NewSnapshot, Quiesce, Snapshot
 from blockd.domain.states import Status
 from blockd.domain.volume import Volume
@@ -90,6 +91,25 @@ async def test_success_is_frozen_at_the_instant_and_thawed_after(
     made = await taken(run, asked)
     assert (made.status, made.consistency) == (Status.AVAILABLE, Consistency.FILESYSTEM)
     assert made.frozen_ms is not None
+    await expect_thawed(domain)
+    assert await journal(run) == 0
+
+
+async def test_group_freezes_its_guests_before_anything_stands_still_and_thaws_after(
+    run: Running, libvirtd: LibvirtDaemon
+) -> None:
+    domain, volume = await guest_with_volume(run, libvirtd)
+    other = await a_volume(run, "other")
+    run.driver.gates["still"] = gate = Gate()
+    new = NewGroup((volume.id, other.id), None, None, Quiesce.REQUIRE)
+    asked = asyncio.create_task(run.service.groups.create(new))
+    await gate.reached.wait()
+    assert await journal(run) == 1
+    assert await asyncio.to_thread(domain.fsFreeze) == 0  # there is nothing left to freeze
+    gate.set()
+    group = await asked
+    assert {made.consistency for made in group.snapshots} == {Consistency.FILESYSTEM}
+    assert {made.frozen_ms is None for made in group.snapshots} == {False}
     await expect_thawed(domain)
     assert await journal(run) == 0
 

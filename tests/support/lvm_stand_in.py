@@ -41,7 +41,10 @@ count=0
 [ -e count ] && read -r count < count
 count=$((count + 1))
 echo "$count" > count
-echo "$1" >> calls
+case $1 in
+/dev/stdin) echo lvcreate ;; # a script of them
+*) echo "$1" ;;
+esac >> calls
 how=
 [ -e "plan/$count" ] && read -r how < "plan/$count"
 noise() {{
