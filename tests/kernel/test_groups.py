@@ -11,6 +11,7 @@ import pytest
 
 from blockd.domain.effects import SideEffects
 from blockd.storage.dm import open_device_mapper
+from blockd.storage.lvm_config import write_lvm_config
 from tests.contract.lab_drivers import THICK_DISK
 from tests.support import stamps
 from tests.support.agreement import expect_agreement
@@ -32,15 +33,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         pytest.skip(f"no {THICK_DISK}: run inside scripts/lab with three disks")
     root = tmp_path_factory.mktemp("groups")
     (root / "run").mkdir()
-    place = Place(
-        state=root,
-        run=root / "run",
-        thick_disk=THICK_DISK,
-        trash_keep="0s",
-        snapshot_size_least="8MiB",
-    )
-    place.make_pool()
-    place.lvm("vgcreate", "--yes", "--metadatasize", "64m", THICK_VG, str(THICK_DISK))
+    thin = Place(state=root, run=root / "run", trash_keep="0s", snapshot_size_least="8MiB")
+    thin.make_pool()
+    place = replace(thin, thick_disk=THICK_DISK)
+    disks = [str(place.disk), str(THICK_DISK)]
+    write_lvm_config(place.run / "lvm", disks, udev=False, reserved_memory_kib=512)
+    place.lvm("vgcreate", "--metadatasize", "64m", THICK_VG, str(THICK_DISK))
     yield place
     place.remove_vg()
     place.lvm("vgremove", "--force", "--force", "--yes", THICK_VG)
