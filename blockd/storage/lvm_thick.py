@@ -14,7 +14,7 @@ from functools import partial
 
 from blockd.domain.allocation import Allocation
 from blockd.domain.effects import SideEffects
-from blockd.domain.errors import StartError, StorageError, StorageOverdue
+from blockd.domain.errors import StartError, StorageError
 from blockd.domain.front import FrontSpec
 from blockd.domain.group import Picture
 from blockd.domain.pool import ClassTraits, PoolUse
@@ -255,9 +255,8 @@ class LvmThick(LvmGroups):
             try:
                 await self._lvm.remove([lv.name for lv in ours], self._tag)
             except BaseException:
-                try:
-                    await asyncio.shield(self._finding.find())
-                except StorageOverdue:  # not while it still runs: `start` does when it has ended
+                # Not shielded: who left a shield would leave the turn, and LVM go on without one.
+                if await self._finding.find():  # while it still runs, say: `start` looks again
                     self._amiss.set()
                 raise
         self._watch.look_now()

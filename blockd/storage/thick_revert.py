@@ -156,15 +156,19 @@ class ThickRevert:
                 return  # it is merged
         elif picture.open_count:
             raise StorageError(f"snapshot {snapshot} is open: it is being read")
-        self._watch.forget(snapshot)
         try:
             await self._mark(info, snapshot)
         except LvmFailed:
             found = await self._found(snapshot)
             if found is None or not found.is_merging:
-                if picture is not None:
+                if picture is not None and snapshot not in self._watch:
+                    # Given up meanwhile: told again, as a revert in *merging* is told of no loss.
                     await self._watch.add(snapshot, picture.uuid)
                 raise
+        # Not before: its bytes are needed until the mark is there, whatever comes instead of it.
+        # Nor later: the kernel makes it invalid when the merge takes it over, which is no loss
+        # (Linux, dm-snap.c, __handover_exceptions).
+        self._watch.forget(snapshot)
         await self._lvm.refresh(disk)
         if self._kind(disk) != "snapshot-merge":
             raise StorageError(f"LVM reported a merge into {disk}, but the kernel does not merge")

@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
+from blockd.domain.errors import HostExhausted, StorageError, StorageOverdue
 from blockd.domain.units import GIB, MIB
 from blockd.storage import cow_finding, cow_watch
+from blockd.storage.lvm_report import LogicalVolume
 from tests.support.thick_kernel import Model, modelled
 
 SIZE = 512 * MIB
@@ -67,6 +69,91 @@ async def test_snapshot_that_is_lost_is_told_once_however_often_others_are_looke
         asked = model.commands.count("lvs")
         await until(lambda: model.commands.count("lvs") > asked + 2)
         assert driver._watch._lost.empty()
+
+
+# a merge that does not come about
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        HostExhausted("lvconvert cannot be started: Too many open files"),
+        StorageOverdue("lvconvert did not end within 10 s"),
+        StorageError("lvconvert: no device node"),
+        asyncio.CancelledError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_snapshot_that_is_not_marked_for_merging_is_watched_as_before(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    model = await with_three_snapshots()
+    async with modelled(model, **SMALL) as driver:
+        await driver.start([])
+
+        async def mark(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(driver._revert, "_mark", mark)
+        with pytest.raises(type(error)):
+            await driver.begin_merge("v", "a")
+        assert driver._watch.snapshots() == ["a", "b", "c"]
+
+
+async def test_snapshot_that_is_marked_for_merging_is_not_watched_when_the_kernel_merges_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = await with_three_snapshots()
+    watched: list[list[str]] = []
+    async with modelled(model, **SMALL) as driver:
+        await driver.start([])
+
+        async def mark(*_: object) -> None:
+            model.lvs_there["a"].is_merging = True
+
+        async def refresh(_: str) -> None:
+            watched.append(driver._watch.snapshots())
+
+        monkeypatch.setattr(driver._revert, "_mark", mark)
+        monkeypatch.setattr(model, "refresh", refresh, raising=False)
+        with pytest.raises(StorageError, match="but the kernel does not merge"):
+            await driver.begin_merge("v", "a")
+    assert watched == [["b", "c"]]
+
+
+async def test_looking_after_a_removal_that_failed_does_not_outlast_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = await with_three_snapshots()
+    steps: list[str] = []
+    async with modelled(model, **SMALL) as driver:
+        await driver.start([])
+
+        async def refused(*_: object) -> None:
+            raise StorageError("lvremove: refused")
+
+        async def look_for_ever() -> list[LogicalVolume]:
+            steps.append("looks")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                steps.append("has looked")
+            return []
+
+        async def erase() -> None:
+            try:
+                await driver.erase(["a"])
+            finally:
+                steps.append("the turn ends")
+
+        monkeypatch.setattr(model, "remove", refused, raising=False)
+        monkeypatch.setattr(driver._finding, "_lvs", look_for_ever)
+        erasing = asyncio.create_task(erase())
+        await until(lambda: "looks" in steps)
+        erasing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await erasing
+    assert steps == ["looks", "has looked", "the turn ends"]
 
 
 # room that others give
