@@ -77,7 +77,9 @@ class HeldRoot:
         try:
             yield self._found()
         finally:
-            await asyncio.shield(self._lvm.deactivate([self._lv]))
+            # Not shielded: who left a shield would leave the turn, too, and LVM go on without one.
+            # A command whose waiter leaves keeps the turn.
+            await self._lvm.deactivate([self._lv])
 
     def _found(self) -> _Metadata:
         name = lv_device_name(self._lvm.vg, self._lv)

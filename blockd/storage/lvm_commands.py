@@ -237,9 +237,9 @@ class LvmCommands(LvmRunner):
         return await self._report("vgs", parse_vg, "--options", VG_FIELDS, self.vg)
 
     async def text(self) -> bytes:
-        """The volume group as LVM has it on its disks."""
+        """The volume group as LVM has it on its disks; asked again if LVM crashed."""
         # A file, as LVM renames what it has written to its place.
         path = self._system_dir / f"{self.vg}.text"
         await asyncio.to_thread(path.unlink, missing_ok=True)  # what it held is of another time
-        await self._run("vgcfgbackup", "--file", str(path), self.vg)
+        await self._change("vgcfgbackup", "--file", str(path), self.vg)
         return await asyncio.to_thread(path.read_bytes)

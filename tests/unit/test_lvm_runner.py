@@ -8,17 +8,23 @@ import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import HostExhausted, StorageError, StorageOverdue
 from blockd.storage import lvm_lock, lvm_runner
+from blockd.storage.dm import DeviceMapper
+from blockd.storage.held_root import HeldRoot
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
 from blockd.storage.lvm_lock import lock_holders, program_of
 from blockd.storage.vg_queue import VgQueue
 
 VGS = Path(__file__).parents[1] / "data" / "vgs-2.03.16.json"
+
+#: As vgcfgbackup does.
+WRITE_TEXT = "for path; do case $path in *.text) echo whole > $path ;; esac; done"
 
 Make = Callable[..., LvmCommands]
 
@@ -132,6 +138,47 @@ async def test_nothing_is_begun_while_a_command_that_was_left_still_runs(
             await asyncio.sleep(0.01)
     await lvm.vg_facts()
     assert calls(tmp_path) == 2
+
+
+@pytest.mark.parametrize("first", ["kill -s SEGV $$", "exit 139"])
+async def test_text_of_lvm_that_crashes_is_asked_for_again(
+    make: Make, tmp_path: Path, first: str
+) -> None:
+    assert await make(first, WRITE_TEXT).text() == b"whole\n"
+    assert calls(tmp_path) == 2
+    with pytest.raises(LvmFailed):
+        await make(first, first, WRITE_TEXT).text()
+
+
+async def test_metadata_being_put_away_keep_the_turn_though_nobody_waits_for_it(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "end")
+    lvm = make("exit 0", "exit 0", "read -r _ < end")
+    monkeypatch.setattr(HeldRoot, "_found", lambda _: None)
+    ended: list[str] = []
+
+    async def put_back() -> None:
+        async with lvm._queue.turn(), HeldRoot("pool", lvm, cast("DeviceMapper", None))._alone():
+            pass
+
+    async def next_turn() -> None:
+        async with lvm._queue.turn():
+            ended.append(f"{len(lvm._running)} run")
+
+    putting_back = asyncio.create_task(put_back())
+    async with asyncio.timeout(10):
+        while not (tmp_path / "calls").exists() or calls(tmp_path) < 3:
+            await asyncio.sleep(0.01)
+    putting_back.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await putting_back
+    waiting = asyncio.create_task(next_turn())
+    await asyncio.sleep(0)
+    (tmp_path / "end").write_text("now\n")
+    async with asyncio.timeout(10):
+        await waiting
+    assert ended == ["0 run"]
 
 
 async def test_want_of_descriptors_fails_nothing_and_leaks_none(
