@@ -2,37 +2,33 @@
 
 While a command hangs, reads are answered and health names it. When the trouble has ended, without a
 restart: nothing is under way, every resource is whole or in error with a reason, catalog, volume
-group and fronts agree, the bytes are right, and the next create and delete succeed.
+group and fronts agree, the bytes are right, the next create and delete succeed, and LVM was never
+run twice at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.contract.lab_drivers import THICK_DISK
+from tests.faults.misbehaving import (
+    Plan,
+    after_reboot,
+    logged,
+    plans,
+    until_at_rest,
+    watch_trouble,
+)
 from tests.faults.scenarios import NEW, SCENARIOS, SIZE, Facts, Scenario, clear
 from tests.support import stamps
 from tests.support.agreement import expect_agreement
 from tests.support.client import Api, ApiError
-from tests.support.daemon import VG, Daemon, Place
-from tests.support.lvm_stand_in import (
-    LASTING,
-    OF_ALL,
-    OF_REPORTS,
-    REPORTS,
-    StandIn,
-    lvm_stand_in,
-)
-from tests.support.object_store import object_store
+from tests.support.daemon import Daemon, Place
+from tests.support.lvm_stand_in import LASTING, OF_ALL, StandIn
 
 pytestmark = pytest.mark.kernel
 
@@ -50,50 +46,6 @@ THIN_VERBS = (
     "import",
 )
 THICK_VERBS = THIN_VERBS[:8]
-
-Plan = dict[int, str]
-
-
-@pytest.fixture
-def thin_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """A thin class with object storage, and little patience with LVM."""
-    if not Path("/dev/ubdb").is_block_device():
-        pytest.skip("no /dev/ubdb: run inside scripts/lab with two disks")
-    with object_store(tmp_path_factory.mktemp("store")) as server:
-        place = Place.fresh(
-            tmp_path_factory.mktemp("thin"),
-            trash_keep="0s",
-            max_suspend="3s",
-            command_timeout="4s",
-            object_storage=server,
-        )
-        yield place
-        place.remove_vg()
-
-
-@pytest.fixture
-def thick_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """The same with a thick class."""
-    if not THICK_DISK.is_block_device():
-        pytest.skip(f"no {THICK_DISK}: run inside scripts/lab with three disks")
-    place = Place.fresh(
-        tmp_path_factory.mktemp("thick"),
-        trash_keep="0s",
-        max_suspend="3s",
-        command_timeout="4s",
-        kind="thick",
-        disk=THICK_DISK,
-        snapshot_size_least="32MiB",
-    )
-    yield place
-    place.remove_vg()
-
-
-@pytest.fixture(scope="module")
-def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
-    """In place of LVM for all daemons of this module."""
-    with lvm_stand_in(tmp_path_factory.mktemp("lvm")) as made:
-        yield made
 
 
 class Request(threading.Thread):
@@ -119,37 +71,6 @@ class Request(threading.Thread):
         self.join(90)
         assert not self.is_alive(), "the request was not answered"
         assert self.failure is None, self.failure
-
-
-def until_at_rest(api: Api, timeout_s: float = 100) -> None:
-    """Wait until nothing is under way, and no problem is left."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        health = api.host("GET", "health")
-        if not health["queued"] and not health["problems"]:
-            return
-        assert time.monotonic() < deadline, (health["queued"], health["problems"])
-        time.sleep(0.05)
-
-
-def watch_trouble(api: Api, stand_in: StandIn, call: str, how: str) -> None:
-    """While a command hangs: reads are answered, and in the end health names it.
-
-    And whoever keeps it from going on.
-    """
-    deadline = time.monotonic() + 30
-    while True:
-        began = time.monotonic()
-        health = api.host("GET", "health")
-        api.all("volumes", "&include_deleted=true")
-        api.all("snapshots")
-        assert time.monotonic() - began < 5, "reads wait for LVM"
-        if named := [line for line in health["problems"] if f"lvm {call} " in line]:
-            assert ("is held by pid" in named[0]) == (how == "lock held"), named
-            break
-        assert time.monotonic() < deadline, (call, health)
-        time.sleep(0.05)
-    stand_in.release()
 
 
 def expect_outcome(api: Api, scenario: Scenario, facts: Facts) -> str:
@@ -221,17 +142,8 @@ def go_wrong(place: Place, api: Api, stand_in: StandIn, scenario: Scenario, plan
     api.block("DELETE", f"volumes/{made}")
     clear(api)
     expect_agreement(place)
+    stand_in.expect_one_at_a_time()
     print(f"  {plan}: {took_s:.1f} s, {' '.join(calls)}: {said}", flush=True)
-
-
-def plans(calls: list[str]) -> list[Plan]:
-    """Each call misbehaves in each way; and what is read after a failure misbehaves, too."""
-    found: list[Plan] = []
-    for number, verb in enumerate(calls, 1):
-        found += [{number: how} for how in OF_ALL]
-        if verb in REPORTS:
-            found += [{number: how} for how in OF_REPORTS]
-    return found
 
 
 def misbehave(place: Place, stand_in: StandIn, verb: str) -> None:
@@ -245,27 +157,6 @@ def misbehave(place: Place, stand_in: StandIn, verb: str) -> None:
         for plan in plans(calls):
             with logged(daemon, f"{verb} {plan}"):
                 go_wrong(place, daemon.api, stand_in, scenario, plan)
-
-
-@contextmanager
-def logged(daemon: Daemon, what: str) -> Iterator[None]:
-    """What goes wrong within bears what the daemon said meanwhile."""
-    log_begins = daemon.log.stat().st_size
-    try:
-        yield
-    except BaseException as error:
-        log = daemon.log.read_bytes()[log_begins:].decode().splitlines()
-        told = [line for line in log if '"method": "GET"' not in line]
-        error.add_note("\n".join([what, *told]))
-        raise
-
-
-def after_reboot(place: Place) -> None:
-    """As the host comes up: nothing is active, and there is no front."""
-    for front in Path("/dev/blockd").glob("*"):
-        subprocess.run(["/sbin/dmsetup", "remove", f"blockd-{front.name}"], check=True)
-        front.unlink()
-    place.lvm("vgchange", "--activate", "n", VG)
 
 
 def start_badly(place: Place, stand_in: StandIn, plan: Plan) -> str:
@@ -313,6 +204,7 @@ def start_with_misbehaving_lvm(place: Place, stand_in: StandIn) -> None:
             until_at_rest(daemon.api)
             expect_agreement(place)
             stamps.expect(daemon.api.device(facts["volume"]), NEW)
+        stand_in.expect_one_at_a_time()
         print(f"  {plan}: {said or 'done'}", flush=True)
     with Daemon(place) as daemon:
         clear(daemon.api)
@@ -354,6 +246,7 @@ def test_undelete_after_a_reboot_with_a_misbehaving_lvm_can_be_had_in_the_end(
         undelete_or_not(api, volume_id)
         stamps.expect(api.device(volume_id), NEW)
         expect_agreement(place)
+        stand_in.expect_one_at_a_time()
         api.block("DELETE", f"volumes/{volume_id}")
 
 

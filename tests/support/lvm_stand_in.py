@@ -1,7 +1,8 @@
 """A stand-in for `lvm`, before the real one in the daemon's search path, that can misbehave.
 
 Only in a guest of the lab, whose root is thrown away. It is a shell script without a fork of its
-own as long as it behaves, since a fork costs 0.1 s there.
+own as long as it behaves, since a fork costs 0.1 s there. So nobody is left who could note the end
+of a call: each notes its beginning, and then looks which of those that began before still runs.
 """
 
 from __future__ import annotations
@@ -42,9 +43,19 @@ count=0
 count=$((count + 1))
 echo "$count" > count
 case $1 in
-/dev/stdin) echo lvcreate ;; # a script of them
-*) echo "$1" ;;
-esac >> calls
+/dev/stdin) verb=lvcreate ;; # a script of them
+*) verb=$1 ;;
+esac
+echo "$verb" >> calls
+# Noted before it is looked for, so of two that begin at once each sees the other.
+echo "$$ $count $verb" >> begun
+while read -r pid number other; do
+    [ "$pid" != $$ ] && [ -e "/proc/$pid/stat" ] || continue
+    {{ read -r _ name state _ < "/proc/$pid/stat"; }} 2>/dev/null || continue
+    case $name$state in
+    '(lvm)'[!ZX]) echo "call $count, $verb, began while call $number, $other, ran" >> beside ;;
+    esac
+done < begun
 how=
 [ -e "plan/$count" ] && read -r how < "plan/$count"
 noise() {{
@@ -134,14 +145,25 @@ class StandIn:
         """From here on calls are counted anew, from 1; those that `plan` names misbehave so."""
         for path in (*self._folder.glob("plan/*"), self._folder / "hit", self._folder / "calls"):
             path.unlink(missing_ok=True)
+        begun = self._lines("begun")
+        running = [line for line in begun if Path("/proc", line.split()[0]).exists()]
+        (self._folder / "begun").write_text("".join(f"{line}\n" for line in running))
         for number, how in plan.items():
             (self._folder / "plan" / str(number)).write_text(how + "\n")
         (self._folder / "count").write_text("0\n")
 
     def calls(self) -> list[str]:
         """The verbs that LVM was called with since `plan`."""
+        return self._lines("calls")
+
+    def expect_one_at_a_time(self) -> None:
+        """No call of LVM has ever begun while another one ran."""
+        beside = self._lines("beside")
+        assert not beside, f"LVM ran twice at once in {VG}: {'; '.join(beside)}"
+
+    def _lines(self, name: str) -> list[str]:
         try:
-            return (self._folder / "calls").read_text().split()
+            return (self._folder / name).read_text().splitlines()
         except FileNotFoundError:
             return []
 

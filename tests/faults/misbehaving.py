@@ -1,0 +1,78 @@
+"""What tests of a misbehaving LVM wait for, and see to, whatever it is that runs LVM."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.client import Api
+from tests.support.daemon import VG, Daemon, Place
+from tests.support.lvm_stand_in import OF_ALL, OF_REPORTS, REPORTS, StandIn
+
+#: Which calls misbehave, counted from 1, and how.
+Plan = dict[int, str]
+
+
+def until_at_rest(api: Api, timeout_s: float = 100) -> None:
+    """Wait until nothing is under way, and no problem is left."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        health = api.host("GET", "health")
+        if not health["queued"] and not health["problems"]:
+            return
+        assert time.monotonic() < deadline, (health["queued"], health["problems"])
+        time.sleep(0.05)
+
+
+def watch_trouble(api: Api, stand_in: StandIn, call: str, how: str) -> None:
+    """While a command hangs: reads are answered, and in the end health names it.
+
+    And whoever keeps it from going on.
+    """
+    deadline = time.monotonic() + 30
+    while True:
+        began = time.monotonic()
+        health = api.host("GET", "health")
+        api.all("volumes", "&include_deleted=true")
+        api.all("snapshots")
+        assert time.monotonic() - began < 5, "reads wait for LVM"
+        if named := [line for line in health["problems"] if f"lvm {call} " in line]:
+            assert ("is held by pid" in named[0]) == (how == "lock held"), named
+            break
+        assert time.monotonic() < deadline, (call, health)
+        time.sleep(0.05)
+    stand_in.release()
+
+
+def plans(calls: list[str]) -> list[Plan]:
+    """Each call misbehaves in each way; and what is read after a failure misbehaves, too."""
+    found: list[Plan] = []
+    for number, verb in enumerate(calls, 1):
+        found += [{number: how} for how in OF_ALL]
+        if verb in REPORTS:
+            found += [{number: how} for how in OF_REPORTS]
+    return found
+
+
+@contextmanager
+def logged(daemon: Daemon, what: str) -> Iterator[None]:
+    """What goes wrong within bears what the daemon said meanwhile."""
+    log_begins = daemon.log.stat().st_size
+    try:
+        yield
+    except BaseException as error:
+        log = daemon.log.read_bytes()[log_begins:].decode().splitlines()
+        told = [line for line in log if '"method": "GET"' not in line]
+        error.add_note("\n".join([what, *told]))
+        raise
+
+
+def after_reboot(place: Place) -> None:
+    """As the host comes up: nothing is active, and there is no front."""
+    for front in Path("/dev/blockd").glob("*"):
+        subprocess.run(["/sbin/dmsetup", "remove", f"blockd-{front.name}"], check=True)
+        front.unlink()
+    place.lvm("vgchange", "--activate", "n", VG)
