@@ -36,7 +36,7 @@ REPORTS = ("lvs", "vgs", "pvs")
 LASTING = ("hang before", "hang after", "lock held")
 
 _SCRIPT = r"""#!/bin/sh
-real=/sbin/lvm
+real={real}
 cd {folder} || exit 3
 count=0
 [ -e count ] && read -r count < count
@@ -46,9 +46,9 @@ case $1 in
 /dev/stdin) verb=lvcreate ;; # a script of them
 *) verb=$1 ;;
 esac
-echo "$verb" >> calls
-# Noted before it is looked for, so of two that begin at once each sees the other.
+# Noted before others are looked for, so of two that begin at once each sees the other.
 echo "$$ $count $verb" >> begun
+echo "$verb" >> calls
 while read -r pid number other; do
     [ "$pid" != $$ ] && [ -e "/proc/$pid/stat" ] || continue
     {{ read -r _ name state _ < "/proc/$pid/stat"; }} 2>/dev/null || continue
@@ -179,12 +179,17 @@ class StandIn:
         os.write(self._release, b"\n")
 
 
+def script(folder: Path, real: str = "/sbin/lvm") -> str:
+    """What stands in for `real`, whose name must be `lvm` too; `folder` is a `StandIn`'s."""
+    return _SCRIPT.format(folder=folder, vg=VG, real=real)
+
+
 @contextmanager
 def lvm_stand_in(folder: Path) -> Iterator[StandIn]:
     """Daemons that start within the block run the stand-in."""
     assert not _PLACE.exists(), f"{_PLACE} is there: this is no guest of the lab"
     stand_in = StandIn(folder)
-    _PLACE.write_text(_SCRIPT.format(folder=folder, vg=VG))
+    _PLACE.write_text(script(folder))
     _PLACE.chmod(0o755)
     try:
         yield stand_in
