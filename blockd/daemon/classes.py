@@ -17,12 +17,13 @@ from blockd.daemon.groups import Groups, lvm_over, udev_runs
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StartError
 from blockd.domain.pool_growth import GrowthBounds, PartBounds
-from blockd.host.command import companion
+from blockd.host.command import companion, wait_for_survivors
 from blockd.host.uevents import block_events
 from blockd.host.vg_lock import vg_lock
 from blockd.metrics import Metrics
 from blockd.service.classes import StorageClass, StorageClasses
 from blockd.storage import front_watchdog
+from blockd.storage.lvm_commands import vg_marker
 from blockd.storage.lvm_devices import candidate_devices
 from blockd.storage.lvm_disks import ClassSettings, Surroundings
 from blockd.storage.lvm_thick import LvmThick, ThickSettings, open_lvm_thick
@@ -116,7 +117,12 @@ def _opened(
 
 
 async def make_pools(config: Config, class_name: str | None, devices: list[str]) -> str:
-    """Make the volume group and pool of a class; answers what was done, in one line."""
+    """Make the volume group and pool of a class; answers what was done, in one line.
+
+    Raises:
+        StartError: LVM refuses, or an LVM command of an earlier attempt still runs.
+        StorageOverdue: LVM takes too long; it goes on.
+    """
     name = class_name or config.first_class
     if name not in config.classes:
         raise StartError(f"there is no [classes.{name}] in the configuration")
@@ -126,6 +132,7 @@ async def make_pools(config: Config, class_name: str | None, devices: list[str])
         vg_lock(section.vg),
         lvm_over(config, section.vg, chosen or candidate_devices(), udev) as lvm,
     ):
+        await wait_for_survivors(vg_marker(section.vg), config.lvm.command_timeout)
         if isinstance(section, ThinClassSection):
             return await make_pool(lvm, section.pool, chosen)
         return await make_group(lvm, chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -104,20 +105,28 @@ def _write_lvm_config(config: Config, folder: Path, devices: Sequence[str], udev
 
 @contextmanager
 def lvm_over(config: Config, vg: str, devices: Sequence[str], udev: bool) -> Iterator[LvmCommands]:
-    """LVM over other devices than the daemon's, in a configuration of its own."""
+    """LVM over other devices than the daemon's, in a configuration of its own.
+
+    Raises StartError when LVM is not installed.
+    """
     beside = config.lvm.system_dir.parent
     beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="lvm-", dir=beside) as name:
-        folder = Path(name)
+    folder = Path(tempfile.mkdtemp(prefix="lvm-", dir=beside))
+    lvm = LvmCommands(
+        vg,
+        folder,
+        VgQueue(lambda _: None),
+        SideEffects(),
+        udev=udev,
+        timeout_s=config.lvm.command_timeout,
+    )
+    try:
         _write_lvm_config(config, folder, devices, udev)
-        yield LvmCommands(
-            vg,
-            folder,
-            VgQueue(lambda _: None),
-            SideEffects(),
-            udev=udev,
-            timeout_s=config.lvm.command_timeout,
-        )
+        yield lvm
+    finally:
+        # Without it LVM that was left, and may not have read it yet, would use the host's.
+        if not lvm.has_left_any:
+            shutil.rmtree(folder)
 
 
 def udev_runs(config: Config) -> bool:

@@ -115,6 +115,11 @@ class LvmRunner:
             return await self.clear_way(err.colliding_id)
         return err.crashed
 
+    @property
+    def has_left_any(self) -> bool:
+        """Whether a command still runs for which nobody waits any more."""
+        return bool(self._late)
+
     def slow(self) -> list[str]:
         """A line for each command that runs for long, and who makes it wait. No process."""
         now = time.monotonic()

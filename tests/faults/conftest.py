@@ -11,6 +11,7 @@ from tests.contract.lab_drivers import THICK_DISK
 from tests.support.daemon import Place
 from tests.support.lvm_stand_in import StandIn, lvm_stand_in
 from tests.support.object_store import object_store
+from tests.support.small_pool import pool_on
 
 
 @pytest.fixture
@@ -46,6 +47,22 @@ def thick_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     )
     yield place
     place.remove_vg()
+
+
+@pytest.fixture
+def small_place(tmp_path: Path) -> Iterator[Place]:
+    """A small pool with room to grow in small steps, and little patience with LVM."""
+    place = Place(
+        state=tmp_path,
+        run=tmp_path / "run",
+        trash_keep="0s",
+        max_suspend="3s",
+        command_timeout="4s",
+        class_options="extend_percent = 5",
+    )
+    place.run.mkdir()
+    with pool_on(place, place.disk):
+        yield place
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.client import Api
+from tests.faults.scenarios import SIZE
+from tests.support.agreement import expect_agreement
+from tests.support.client import Api, ApiError
 from tests.support.daemon import VG, Daemon, Place
-from tests.support.lvm_stand_in import OF_ALL, OF_REPORTS, REPORTS, StandIn
+from tests.support.lvm_stand_in import LASTING, OF_ALL, OF_REPORTS, REPORTS, StandIn
 
 #: Which calls misbehave, counted from 1, and how.
 Plan = dict[int, str]
+
+
+class Request(threading.Thread):
+    """The one request, which may be refused, but answered it must be."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        super().__init__()
+        self._work = work
+        self.refusal: ApiError | None = None
+        self.failure: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        """In the thread."""
+        try:
+            self._work()
+        except ApiError as error:
+            self.refusal = error
+        except BaseException as error:
+            self.failure = error
+
+    def answered(self) -> None:
+        """Wait for the answer."""
+        self.join(120)
+        assert not self.is_alive(), "the request was not answered"
+        assert self.failure is None, self.failure
 
 
 def until_at_rest(api: Api, timeout_s: float = 100) -> None:
@@ -76,3 +105,48 @@ def after_reboot(place: Place) -> None:
         subprocess.run(["/sbin/dmsetup", "remove", f"blockd-{front.name}"], check=True)
         front.unlink()
     place.lvm("vgchange", "--activate", "n", VG)
+
+
+def go_wrong(
+    daemon: Daemon,
+    stand_in: StandIn,
+    plan: Plan,
+    act: Callable[[], object] | None,
+    in_the_end: Callable[[], object],
+) -> list[str]:
+    """One case; answers LVM's verbs.
+
+    Args:
+        act: has LVM run; None: the daemon's start did, to which the plan was told.
+        in_the_end: waits for what shall come of it.
+    """
+    api = daemon.api
+    with logged(daemon, str(plan)):
+        if act is not None:
+            stand_in.plan(plan)
+        began = time.monotonic()
+        request = Request(act or (lambda: None))
+        try:
+            for number, how in plan.items():
+                if how in LASTING:
+                    stand_in.await_hit()
+                    watch_trouble(api, stand_in, stand_in.calls()[number - 1], how)
+        finally:
+            request.answered()
+        in_the_end()
+        until_at_rest(api)
+        took_s, calls = time.monotonic() - began, stand_in.calls()
+        assert len(calls) >= max(plan, default=1), (plan, calls)
+        stand_in.plan({})
+        expect_next(daemon)
+        stand_in.expect_one_at_a_time()
+    print(f"  {plan}: {took_s:.1f} s, {' '.join(calls)}: {request.refusal or 'done'}", flush=True)
+    return calls
+
+
+def expect_next(daemon: Daemon) -> None:
+    """The next create and delete succeed, and nothing is left over."""
+    made = daemon.api.create_volume("next", SIZE)
+    daemon.api.block("DELETE", f"volumes/{made}")
+    daemon.api.idle()
+    expect_agreement(daemon.place)

@@ -17,13 +17,14 @@ import pytest
 
 from tests.faults.misbehaving import (
     Plan,
+    Request,
     after_reboot,
     logged,
     plans,
     until_at_rest,
     watch_trouble,
 )
-from tests.faults.scenarios import NEW, SCENARIOS, SIZE, Facts, Scenario, clear
+from tests.faults.scenarios import NEW, OLD, SCENARIOS, SIZE, EraseSnapshot, Facts, Scenario, clear
 from tests.support import stamps
 from tests.support.agreement import expect_agreement
 from tests.support.client import Api, ApiError
@@ -45,32 +46,25 @@ THIN_VERBS = (
     "export",
     "import",
 )
-THICK_VERBS = THIN_VERBS[:8]
+#: The volume's erasure runs none: its snapshot needs its disk, which goes with the last of them.
+THICK_VERBS = (*THIN_VERBS[:6], "erase snapshot", "erase last snapshot")
 
 
-class Request(threading.Thread):
-    """The verb's one request, which may be refused, but answered it must be."""
+class EraseLastSnapshot(EraseSnapshot):
+    """Of a volume that is erased: thick, the disk goes that was kept for it."""
 
-    def __init__(self, api: Api, scenario: Scenario, facts: Facts) -> None:
-        super().__init__()
-        self._api, self._scenario, self._facts = api, scenario, facts
-        self.refusal: ApiError | None = None
-        self.failure: BaseException | None = None
-        self.start()
+    name = "erase last snapshot"
 
-    def run(self) -> None:
-        try:
-            self._scenario.request(self._api, self._facts)
-        except ApiError as error:
-            self.refusal = error
-        except BaseException as error:
-            self.failure = error
+    def prepare(self, api: Api) -> Facts:
+        facts = super().prepare(api)
+        api.block("DELETE", f"volumes/{facts['volume']}")
+        api.idle()
+        return facts
 
-    def answered(self) -> None:
-        """Wait for the answer."""
-        self.join(90)
-        assert not self.is_alive(), "the request was not answered"
-        assert self.failure is None, self.failure
+    def check(self, api: Api, facts: Facts, answered: bool) -> None:
+        if any(item["id"] == facts["snapshot"] for item in api.all("snapshots")):
+            assert not answered
+            self._expect_snapshot(api, facts["snapshot"], OLD)
 
 
 def expect_outcome(api: Api, scenario: Scenario, facts: Facts) -> str:
@@ -123,7 +117,7 @@ def go_wrong(place: Place, api: Api, stand_in: StandIn, scenario: Scenario, plan
     api.idle()
     stand_in.plan(plan)
     began = time.monotonic()
-    request = Request(api, scenario, facts)
+    request = Request(lambda: scenario.request(api, facts))
     try:
         for number, how in plan.items():
             if how in LASTING:
@@ -148,12 +142,13 @@ def go_wrong(place: Place, api: Api, stand_in: StandIn, scenario: Scenario, plan
 
 def misbehave(place: Place, stand_in: StandIn, verb: str) -> None:
     """All cases of one verb."""
-    scenario = SCENARIOS[verb]()
+    scenario = (SCENARIOS | {EraseLastSnapshot.name: EraseLastSnapshot})[verb]()
     with Daemon(place) as daemon:
         until_at_rest(daemon.api)
         clear(daemon.api)
         calls = unharmed(place, daemon.api, stand_in, scenario)
         print(f"{verb}: {' '.join(calls)}", flush=True)
+        assert calls, "it runs no LVM"
         for plan in plans(calls):
             with logged(daemon, f"{verb} {plan}"):
                 go_wrong(place, daemon.api, stand_in, scenario, plan)

@@ -19,6 +19,7 @@ from pathlib import Path
 from blockd.config import read_config
 from blockd.daemon import make_pools, run
 from blockd.domain.effects import SideEffects
+from blockd.domain.errors import BlockdError
 from blockd.logs import set_up_logs
 
 
@@ -99,6 +100,11 @@ def run_daemon(config: Path, log: Path, notify_socket: Path, death: Death) -> No
     asyncio.run(_main(config, Crash(death)))
 
 
-def make_pool(config: Path) -> None:
-    """As `blockd make-pool`."""
-    asyncio.run(make_pools(read_config(config), None, []))
+def make_pool(config: Path, said: Path) -> None:
+    """As `blockd make-pool`; what it says is in the file `said`, and an error ends it with 2."""
+    try:
+        said.write_text(asyncio.run(make_pools(read_config(config), None, [])))
+    except (BlockdError, ExceptionGroup) as err:
+        fault = err.exceptions[0] if isinstance(err, ExceptionGroup) else err
+        said.write_text(f"blockd: {fault}")
+        raise SystemExit(2) from err

@@ -167,10 +167,8 @@ class Place:
 
     def make_pool(self) -> None:
         """As `blockd make-pool`."""
-        process = _processes().Process(target=make_pool, args=(self.config,))
-        process.start()
-        process.join()
-        assert process.exitcode == 0, "make-pool failed"
+        making = PoolMaking(self)
+        assert making.ended() == 0, making.said
 
     def remove_vg(self) -> None:
         """Give the disk back to the next test; no daemon runs."""
@@ -192,6 +190,27 @@ def _processes() -> ForkContext | ForkServerContext:
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([run_daemon.__module__])
     return server
+
+
+class PoolMaking:
+    """`blockd make-pool`, begun."""
+
+    def __init__(self, place: Place) -> None:
+        self._said = place.run / "make-pool.said"
+        self._said.unlink(missing_ok=True)
+        self._process = _processes().Process(target=make_pool, args=(place.config, self._said))
+        self._process.start()
+
+    def ended(self, timeout_s: float = 60) -> int:
+        """How it ended."""
+        self._process.join(timeout_s)
+        assert self._process.exitcode is not None, f"make-pool has not ended in {timeout_s} s"
+        return self._process.exitcode
+
+    @property
+    def said(self) -> str:
+        """Its one line."""
+        return self._said.read_text() if self._said.exists() else "make-pool said nothing"
 
 
 class Daemon:
