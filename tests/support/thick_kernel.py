@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -144,18 +144,19 @@ class Model:
         self.lvs_there[lv] = ModelLv(next(self._minors), size_bytes)
 
     async def snapshot_cow(
-        self, lv: str, origin: str, tag: str, store_bytes: int, chunk_bytes: int, **_: object
+        self, stores: Sequence[tuple[str, str, int]], tag: str, chunk_bytes: int, **_: object
     ) -> None:
-        """A snapshot."""
+        """Snapshots: of each its LV, its origin, and the size of its store."""
         del tag
-        self._take("lvcreate", store_bytes)
-        self.lvs_there[lv] = ModelLv(
-            next(self._minors),
-            store_bytes,
-            origin,
-            self.lvs_there[origin].size_bytes,
-            f"P {chunk_bytes // 512}",
-        )
+        for lv, origin, store_bytes in stores:
+            self._take("lvcreate", store_bytes)
+            self.lvs_there[lv] = ModelLv(
+                next(self._minors),
+                store_bytes,
+                origin,
+                self.lvs_there[origin].size_bytes,
+                f"P {chunk_bytes // 512}",
+            )
 
     async def extend(self, lv: str, size_bytes: int) -> None:
         """Of either kind."""
@@ -226,3 +227,7 @@ class _NoFronts:
     def ours(self) -> dict[str, DeviceInfo]:
         """None."""
         return {}
+
+    def still(self, _volume_ids: Sequence[str]) -> AbstractAsyncContextManager[None]:
+        """Nothing stands still where nothing is up."""
+        return nullcontext()
