@@ -13,6 +13,7 @@ import asyncio
 import json
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -85,12 +86,13 @@ class LinearCommands(LvmCommands):
     mapper: NoMapper
 
     async def snapshot_thin(
-        self, lv: str, origin: str, tag: str, *, timeout_s: float | None = None
+        self, pairs: Sequence[tuple[str, str]], tag: str, *, timeout_s: float
     ) -> None:
         """Same command, same flags, another kind of segment."""
-        args = (*LINEAR, "--addtag", tag, "--name", lv, self.vg)
-        await self._run("lvcreate", "--yes", *args, timeout_s=timeout_s)
-        self.mapper.transaction_id += 1
+        for lv, _ in pairs:
+            args = (*LINEAR, "--addtag", tag, "--name", lv, self.vg)
+            await self._run("lvcreate", "--yes", *args, timeout_s=timeout_s)
+            self.mapper.transaction_id += 1
 
 
 def _rows(place: Place) -> tuple[Volume, list[Snapshot]]:
