@@ -87,17 +87,22 @@ def run(*argv: str | Path, cwd: Path | None = None, timeout_s: float = TOOL_S) -
 
 
 def fetch_kernel(folder: Path) -> Path:
-    """Unpack Debian's newest kernel for clouds below folder; answers where its tree is."""
-    depends = run("apt-cache", "depends", KERNEL_PACKAGE)
-    match = re.search(r"Depends: (linux-image-\S+)", depends)
-    if match is None:
-        raise CannotMake(f"apt-cache knows no {KERNEL_PACKAGE}: run apt-get update")
+    """Unpack Debian's newest kernel for clouds below folder; answers where its tree is.
+
+    Raises:
+        CannotMake: apt does not know it, or cannot get it.
+    """
     # Root, too, may write here alone, and not the user whom apt downloads as.
     options = ["-o", f"APT::Sandbox::User={os.environ.get('USER', 'root')}"]
-    run("apt-get", *options, "download", match[1], cwd=folder, timeout_s=DOWNLOAD_S)
+    try:
+        depends = run("apt-cache", "depends", "--important", KERNEL_PACKAGE)
+        (package,) = re.findall(r"Depends: (linux-image-\S+)", depends)
+        run("apt-get", *options, "download", package, cwd=folder, timeout_s=DOWNLOAD_S)
+    except (CannotMake, ValueError) as err:
+        raise CannotMake(f"no package {KERNEL_PACKAGE} ({err}): run apt-get update") from None
     tree = folder / "kernel"
-    for package in folder.glob("*.deb"):
-        run("dpkg-deb", "--extract", package, tree)
+    for file in folder.glob("*.deb"):
+        run("dpkg-deb", "--extract", file, tree)
     return tree
 
 

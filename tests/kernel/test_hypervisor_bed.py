@@ -13,7 +13,7 @@ import libvirt
 import pytest
 
 from tests.support.hypervisor import VirtualMachine, disk_xml
-from tests.support.libvirtd import Libvirtd
+from tests.support.qemu_libvirtd import QemuLibvirtd
 
 pytestmark = pytest.mark.kernel
 
@@ -53,18 +53,18 @@ def events() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def libvirtd(events: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Libvirtd]:
+def libvirtd(events: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[QemuLibvirtd]:
     if not DISK.is_block_device():
         pytest.skip("no /dev/ubdb: run inside scripts/lab with two disks")
     began = time.monotonic()
-    with Libvirtd(tmp_path_factory.mktemp("libvirtd")) as server:
+    with QemuLibvirtd(tmp_path_factory.mktemp("libvirtd")) as server:
         print(f"libvirtd starts: {time.monotonic() - began:.1f} s")
         yield server
 
 
 @pytest.fixture(scope="module")
 def machine(
-    libvirtd: Libvirtd, tmp_path_factory: pytest.TempPathFactory
+    libvirtd: QemuLibvirtd, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[VirtualMachine]:
     began = time.monotonic()
     with VirtualMachine(libvirtd, tmp_path_factory.mktemp("machine")) as booted:
@@ -93,6 +93,15 @@ def xml(request: pytest.FixtureRequest, machine: VirtualMachine, device: Path) -
         machine.domain.detachDeviceFlags(text, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
+def machines() -> list[str]:
+    """Process ids of all QEMUs."""
+    return [
+        status.parent.name
+        for status in Path("/proc").glob("[0-9]*/comm")
+        if status.read_text().startswith("qemu-system")
+    ]
+
+
 def dmsetup(*argv: str) -> None:
     subprocess.run(["/sbin/dmsetup", *argv], check=True, timeout=60)
 
@@ -113,6 +122,18 @@ def features() -> str:
         ["/sbin/dumpe2fs", "-h", DEVICE], check=True, timeout=60, capture_output=True, text=True
     )
     return next(line for line in told.stdout.splitlines() if line.startswith("Filesystem features"))
+
+
+def test_blocks_end_the_machine_and_its_definition_though_libvirtd_is_dead(
+    tmp_path: Path,
+) -> None:
+    with QemuLibvirtd(tmp_path) as first, VirtualMachine(first, tmp_path):
+        first.kill()
+        (process,) = machines()
+    assert machines() == []
+    with QemuLibvirtd(tmp_path) as second, second.connection() as connection:
+        assert connection.listAllDomains() == []
+    assert not Path(f"/proc/{process}").exists()
 
 
 def test_machine_sees_an_attached_device_with_its_serial_and_size(
@@ -160,7 +181,7 @@ def test_block_resize_is_seen_in_the_machine(machine: VirtualMachine, xml: str) 
 
 
 def test_libvirtd_killed_and_started_again_finds_the_machine_running(
-    machine: VirtualMachine, libvirtd: Libvirtd, xml: str
+    machine: VirtualMachine, libvirtd: QemuLibvirtd, xml: str
 ) -> None:
     libvirtd.kill()
     with timed("libvirtd starts again"):

@@ -16,9 +16,10 @@ from typing import Any, Final, TypeVar
 import libvirt
 import libvirt_qemu
 
-from tests.support.libvirtd import PROJECT, Libvirtd
+from tests.support.qemu_libvirtd import QemuLibvirtd
 
-_IMAGE: Final = PROJECT / ".venv/lib/guest"
+#: Made by scripts/setup.
+_IMAGE: Final = Path(__file__).resolve().parents[2] / ".venv/lib/guest"
 _BOOT_S: Final = 180.0
 _STEP_S: Final = 60.0
 _POLL_S: Final = 0.1
@@ -63,7 +64,7 @@ class VirtualMachine:
         console: the file with what its kernel and the agent have to say.
     """
 
-    def __init__(self, libvirtd: Libvirtd, folder: Path, name: str = "guest") -> None:
+    def __init__(self, libvirtd: QemuLibvirtd, folder: Path, name: str = "guest") -> None:
         self.name = name
         self.console = folder / f"{name}.console"
         self.domain: libvirt.virDomain
@@ -81,13 +82,15 @@ class VirtualMachine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            if hasattr(self, "domain"):
-                if self.domain.isActive():
-                    self.domain.destroy()
-                self.domain.undefine()
-        finally:
-            self._connection.close()
+        self._connection.close()
+        if not self._libvirtd.is_running:  # then its own end is that of the machines, too
+            return
+        with self._libvirtd.connection() as connection:
+            for domain in connection.listAllDomains():
+                if domain.name() == self.name:
+                    if domain.isActive():
+                        domain.destroy()
+                    domain.undefine()
 
     def reconnect(self) -> None:
         """Take up the domain anew, after libvirtd has been started again."""
@@ -233,7 +236,7 @@ def disk_xml(device: Path, serial: str, target: str, bus: str = "virtio") -> str
     """A block device of the lab as a disk of the machine, as for `attachDeviceFlags`."""
     return f"""
     <disk type="block" device="disk">
-      <driver name="qemu" type="raw" cache="none" discard="unmap"/>
+      <driver name="qemu" type="raw" cache="none" io="native" discard="unmap"/>
       <source dev="{device}"/>
       <target dev="{target}" bus="{bus}"/>
       <serial>{serial}</serial>

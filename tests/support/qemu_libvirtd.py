@@ -1,4 +1,7 @@
-"""A libvirtd of the tests' own, inside scripts/lab: its files lie where the guest forgets them."""
+"""A real libvirtd with its driver of QEMU, for tests inside scripts/lab.
+
+libvirt's own folders are built into it: it is for the lab alone, which forgets what is written.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,10 @@ from typing import Final
 
 import libvirt
 
-PROJECT: Final = Path(__file__).resolve().parents[2]
-#: libvirt's own places, which are built into it.
-_RUN: Final = Path("/run/libvirt")
-_CACHE: Final = Path("/var/cache/libvirt")
 _QEMU_CONF: Final = Path("/etc/libvirt/qemu.conf")
-#: What libvirtd found out about QEMU, by starting it: that takes long here, so it is kept.
-_KEPT_CACHE: Final = PROJECT / "build/libvirt-cache"
+#: Of the machines that run, and of those that are defined.
+_RUNNING: Final = Path("/run/libvirt/qemu")
+_DEFINED: Final = Path("/etc/libvirt/qemu")
 _START_S: Final = 120.0
 _END_S: Final = 30.0
 
@@ -38,7 +38,7 @@ stdio_handler = "file"
 """
 
 
-class Libvirtd:
+class QemuLibvirtd:
     """A libvirtd process; the block ends it and every machine that it has started.
 
     Attributes:
@@ -53,15 +53,10 @@ class Libvirtd:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Libvirtd:
+    def __enter__(self) -> QemuLibvirtd:
         _QEMU_CONF.parent.mkdir(parents=True, exist_ok=True)
         _QEMU_CONF.write_text(_QEMU_CONF_TEXT)
         _add_user()
-        _KEPT_CACHE.mkdir(parents=True, exist_ok=True)
-        if not _CACHE.is_symlink():
-            with contextlib.suppress(FileNotFoundError):
-                _CACHE.rename(_CACHE.with_suffix(".before"))
-            _CACHE.symlink_to(_KEPT_CACHE)
         self._config.write_text(
             f"""
             unix_sock_dir = "{self._folder}"
@@ -77,12 +72,19 @@ class Libvirtd:
         try:
             self.stop()
         finally:
-            for machine in _machines():
-                _end(machine)
+            for file in _RUNNING.glob("*.pid"):
+                _end(int(file.read_text()))
+            for file in (*_RUNNING.glob("*.*"), *_DEFINED.glob("*.xml")):
+                file.unlink()
 
     @property
     def _config(self) -> Path:
         return self._folder / "libvirtd.conf"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been started and not been ended by us."""
+        return self._process is not None
 
     def start(self) -> None:
         """Start it and wait until it serves; also after `stop`, with the machines still there."""
@@ -162,11 +164,6 @@ def _add_user() -> None:
     ):
         if "libvirt-qemu:" not in (text := file.read_text()):
             file.write_text(text + entry)
-
-
-def _machines() -> list[int]:
-    """Process ids of the machines that libvirt has started."""
-    return [int(file.read_text()) for file in (_RUN / "qemu").glob("*.pid")]
 
 
 def _end(pid: int) -> None:
