@@ -76,6 +76,8 @@ def machine(
 def device() -> Iterator[Path]:
     dmsetup("create", NAME, "--table", table(SIZE_BYTES))
     yield DEVICE
+    with DEVICE.open("r+b") as file:  # LVM takes no disk on which it finds a filesystem
+        file.write(bytes(1 << 20))
     dmsetup("remove", "--retry", NAME)
 
 

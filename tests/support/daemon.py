@@ -55,6 +55,8 @@ class Place:
     #: Further lines of the class's section.
     class_options: str = ""
     more_disks: tuple[Path, ...] = ()
+    #: Of the libvirt whose guests use the volumes.
+    libvirt_uri: str | None = None
 
     @property
     def catalog(self) -> Path:
@@ -90,6 +92,7 @@ class Place:
             [log]
             format = "json"
             {self._object_storage}
+            {self._libvirt}
             """,
             "utf-8",
         )
@@ -131,6 +134,10 @@ class Place:
             overcommit = {self.overcommit}
             {self.class_options}
             """
+
+    @property
+    def _libvirt(self) -> str:
+        return f'[libvirt]\nuris = ["{self.libvirt_uri}"]' if self.libvirt_uri else ""
 
     @property
     def _object_storage(self) -> str:
