@@ -32,6 +32,8 @@ class UseWatch:
         self._catalog, self._classes = catalog, classes
         self._changed = asyncio.Event()
         self._open: dict[str, bool] | None = None  # None: before the first look
+        self._rows: list[Volume] = []
+        self._generation = -1
 
     def changed(self) -> None:
         """Something was mounted, or unmounted, somewhere."""
@@ -58,7 +60,10 @@ class UseWatch:
             CatalogUnavailable: it cannot be read, or written.
         """
         self._changed.clear()  # what happens from here on is looked at again
-        rows = await self._catalog.read(self._at_rest)
+        if self._generation != (now := self._catalog.generation):
+            self._rows = await self._catalog.read(self._at_rest)
+            self._generation = now
+        rows = self._rows
         seen = {row.id: self._classes.is_open(row.storage_class, row.id) for row in rows}
         # What has come to rest since was told of as available. What is open at the start was so.
         before = seen if self._open is None else self._open
