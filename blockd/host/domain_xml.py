@@ -125,5 +125,9 @@ def _disks(description: str) -> list[ET.Element]:
 
 
 def _parsed(description: str) -> ET.Element:
-    # libvirt writes it itself, whatever it was given: without a DTD, so without entities.
-    return ET.fromstring(description)  # noqa: S314
+    try:
+        # libvirt writes it itself, whatever it was given: without a DTD, so without entities.
+        return ET.fromstring(description)  # noqa: S314
+    except ET.ParseError as err:
+        # Not passed over: what that domain has must not look as if nobody had it.
+        raise GuestRefused(f"libvirt's description of a domain cannot be read: {err}") from err

@@ -274,6 +274,9 @@ class Freezes:
             if not await self._is_gone(guest):
                 log.warning("guest not thawed", domain=self._names[guest], reason=str(err))
                 return None
+        except Exception:
+            log.exception("guest not thawed", domain=self._names[guest])
+            return None
         try:
             if self._watchdog is not None:
                 self._watchdog.disarm(guest)

@@ -117,6 +117,8 @@ class GuestWatch:
                 await self._tell_guests()
             except BlockdError as err:
                 log.warning("guests are not told of their disks", reason=str(err))
+            except Exception:
+                log.exception("guests are not told of their disks")
 
     async def _look(self, uri: str) -> None:
         """Make the rows of one connection say what its guests have."""
@@ -136,6 +138,8 @@ class GuestWatch:
             await self._tell_guests(seen)
         except BlockdError as err:
             log.debug("guests not seen", uri=uri, reason=str(err))
+        except Exception:
+            log.exception("guests not seen", uri=uri)  # whatever it was, the next look may do
 
     def _differs(self, seen: Mapping[_Use, _Seen], rows: Mapping[_Use, Attachment]) -> bool:
         at_rest = {use: row for use, row in rows.items() if not self._carried_out[row.volume_id]}

@@ -46,6 +46,8 @@ class UseWatch:
                 await self.look()
             except BlockdError as err:
                 log.warning("which volumes are open is not told", reason=str(err))
+            except Exception:
+                log.exception("which volumes are open is not told")
             await asyncio.sleep(_REST_S)
             try:
                 async with asyncio.timeout(LOOK_S):
