@@ -49,6 +49,14 @@ class Hypervisors:
         """
         return await self._connections[uri].guests()
 
+    async def guest(self, key: GuestKey) -> Guest | None:
+        """One domain, None if it is not there.
+
+        Raises:
+            GuestRefused, HypervisorUnreachable: it cannot be told.
+        """
+        return await self._of(key).guest(key.domain_id)
+
     async def find(self, domain: str, uri: str | None = None) -> Guest:
         """A domain by its UUID, or by its name.
 
@@ -143,10 +151,13 @@ class Hypervisors:
     async def _ask(
         self, guest: GuestKey, what: str, work: Callable[[Any], T], timeout_s: float
     ) -> T:
+        return await self._of(guest).ask_domain(guest.domain_id, what, work, timeout_s)
+
+    def _of(self, guest: GuestKey) -> Connection:
         connection = self._connections.get(guest.uri)
         if connection is None:
             raise HypervisorUnreachable(f"libvirt {guest.uri} is not in the configuration")
-        return await connection.ask_domain(guest.domain_id, what, work, timeout_s)
+        return connection
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:

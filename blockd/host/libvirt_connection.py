@@ -151,23 +151,44 @@ class Connection:
                 found: list[Guest] = await asyncio.shield(listing)
                 return found
 
+    async def guest(self, domain_id: str) -> Guest | None:
+        """See `Hypervisors.guest`."""
+        libvirt = bindings()
+
+        def look(connection: Any) -> Guest | None:
+            try:
+                return self._describe(self._uri, connection.lookupByUUIDString(domain_id))
+            except libvirt.libvirtError as err:
+                if err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    return None
+                raise
+
+        return await self._ask(f"domain {domain_id}: look", look, CALL_S)
+
     async def ask_domain(
         self, domain_id: str, what: str, work: Callable[[Any], T], timeout_s: float
     ) -> T:
-        """`work` with a domain, over a connection of its own."""
+        """`work` with a domain."""
+
+        def ask(connection: Any) -> T:
+            domain = connection.lookupByUUIDString(domain_id)
+            with suppress(bindings().libvirtError):  # the test driver has it not
+                domain.agentSetResponseTimeout(max(1, round(self._agent_timeout_s)))
+            return work(domain)
+
+        return await self._ask(f"domain {domain_id}: {what}", ask, timeout_s)
+
+    async def _ask(self, what: str, work: Callable[[Any], T], timeout_s: float) -> T:
+        """`work` with a connection of its own, in a thread."""
 
         def ask() -> T:
-            libvirt = bindings()
             connection = _connect(self._uri)
             try:
-                domain = connection.lookupByUUIDString(domain_id)
-                with suppress(libvirt.libvirtError):  # the test driver has it not
-                    domain.agentSetResponseTimeout(max(1, round(self._agent_timeout_s)))
-                return work(domain)
+                return work(connection)
             finally:
                 _close(connection)
 
-        with self._errors(f"domain {domain_id}: {what}", timeout_s):
+        with self._errors(what, timeout_s):
             if len(self._calls) >= _MOST_CALLS:
                 raise HypervisorUnreachable(
                     f"libvirt {self._uri} has not answered {_MOST_CALLS} calls: restart it"

@@ -219,8 +219,7 @@ class Attachments:
             await self._hypervisors.detach(attachment.guest, disk.target, live=False)
 
     async def _seen(self, attachment: Attachment) -> GuestDisk | None:
-        guests = await self._hypervisors.guests(attachment.guest.uri)
-        found = {guest.key: guest for guest in guests}.get(attachment.guest)
+        found = await self._hypervisors.guest(attachment.guest)
         return None if found is None else _disk_of(found, attachment.volume_id)
 
     async def _settle_by_look(self, attachment: Attachment) -> None:

@@ -185,16 +185,13 @@ class Freezes:
         """The active guests that have one of the volumes: as libvirt says now."""
         wanted = set(volume_ids)
         rows = await self._catalog.read(lambda tx: tx.attachments.all())
-        uris = {
-            one.guest.uri
+        keys = {
+            one.guest
             for one in rows
             if one.volume_id in wanted and one.status is not AttachmentStatus.ATTACHING
         }
-        found = []
-        for uri in sorted(uris):
-            guests = await self._hypervisors.guests(uri)
-            found += [guest for guest in guests if _has_live(guest, wanted)]
-        return found
+        found = await asyncio.gather(*(self._hypervisors.guest(key) for key in keys))
+        return [guest for guest in found if guest is not None and _has_live(guest, wanted)]
 
     async def _journal(self, guests: Sequence[Guest]) -> None:
         """From here on each is thawed, whatever happens."""
@@ -295,10 +292,10 @@ class Freezes:
             return True
         try:
             async with asyncio.timeout(self._agent_timeout_s * 2):
-                guests = await self._hypervisors.guests(guest.uri)
+                found = await self._hypervisors.guest(guest)
         except (GuestRefused, HypervisorUnreachable, TimeoutError):
             return False
-        return all(one.key != guest or not one.is_active for one in guests)
+        return found is None or not found.is_active
 
 
 def _has_live(guest: Guest, volume_ids: set[str]) -> bool:

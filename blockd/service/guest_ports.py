@@ -28,6 +28,13 @@ class Hypervisors(Protocol):
             HypervisorUnreachable: it does not answer.
         """
 
+    async def guest(self, key: GuestKey) -> Guest | None:
+        """One domain, None if it is not there.
+
+        Raises:
+            GuestRefused, HypervisorUnreachable: it cannot be told.
+        """
+
     async def find(self, domain: str, uri: str | None = None) -> Guest:
         """A domain by its UUID, or by its name.
 

@@ -167,7 +167,9 @@ async def test_request_that_is_cancelled_and_stop_both_thaw(
     # The operation was cut short by the stop, and is in the journal; the guest is not frozen.
     await expect_thawed(domain)
     async with with_guests(tmp_path, libvirtd.uri) as run:
+        await idle(run)  # it was taken up
         assert await journal(run) == 0
+    await expect_thawed(domain)
 
 
 async def test_daemon_killed_is_thawed_by_the_watchdog_and_at_the_next_start(
