@@ -21,6 +21,8 @@ class Hypervisors:
     def __init__(self, uris: Sequence[str], agent_timeout_s: float = 5.0) -> None:
         """`agent_timeout_s`: how long a guest agent may take for one answer."""
         self._changes = asyncio.Event()
+        # Calls to freeze, which may be carried out after nobody waits for them any more.
+        self._freezes: dict[GuestKey, asyncio.Future[int]] = {}
         self._connections = {
             uri: Connection(uri, agent_timeout_s, self._changes.set, libvirt_domain.describe)
             for uri in uris
@@ -138,7 +140,13 @@ class Hypervisors:
             GuestRefused: the agent says no, or nothing. Some file systems may be frozen.
             HypervisorUnreachable: see `attach`; the same.
         """
-        return await self._ask(guest, "freeze", lambda domain: int(domain.fsFreeze()), timeout_s)
+
+        def begun(call: asyncio.Future[int]) -> None:
+            self._freezes[guest] = call
+
+        return await self._of(guest).ask_domain(
+            guest.domain_id, "freeze", lambda domain: int(domain.fsFreeze()), timeout_s, begun
+        )
 
     async def thaw(self, guest: GuestKey, timeout_s: float) -> int:
         """Have the guest agent thaw all file systems; answers how many were frozen.
@@ -146,7 +154,15 @@ class Hypervisors:
         Raises:
             GuestRefused, HypervisorUnreachable: see `freeze`.
         """
-        return await self._ask(guest, "thaw", lambda domain: int(domain.fsThaw()), timeout_s)
+        freeze = self._freezes.get(guest)
+        is_frozen_by_then = freeze is None or freeze.done()
+        count = await self._ask(guest, "thaw", lambda domain: int(domain.fsThaw()), timeout_s)
+        if not is_frozen_by_then:  # a libvirtd that hung may have done the thaw first
+            raise HypervisorUnreachable(
+                f"domain {guest.domain_id}: its freeze is not answered yet: it is thawed after it"
+            )
+        self._freezes.pop(guest, None)
+        return count
 
     async def _ask(
         self, guest: GuestKey, what: str, work: Callable[[Any], T], timeout_s: float

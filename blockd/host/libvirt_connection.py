@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, TypeVar, cast
@@ -166,9 +167,14 @@ class Connection:
         return await self._ask(f"domain {domain_id}: look", look, CALL_S)
 
     async def ask_domain(
-        self, domain_id: str, what: str, work: Callable[[Any], T], timeout_s: float
+        self,
+        domain_id: str,
+        what: str,
+        work: Callable[[Any], T],
+        timeout_s: float,
+        begun: Callable[[asyncio.Future[T]], None] = lambda _: None,
     ) -> T:
-        """`work` with a domain."""
+        """`work` with a domain; `begun` is told of the call, which may outlive this."""
 
         def ask(connection: Any) -> T:
             domain = connection.lookupByUUIDString(domain_id)
@@ -176,9 +182,15 @@ class Connection:
                 domain.agentSetResponseTimeout(max(1, round(self._agent_timeout_s)))
             return work(domain)
 
-        return await self._ask(f"domain {domain_id}: {what}", ask, timeout_s)
+        return await self._ask(f"domain {domain_id}: {what}", ask, timeout_s, begun)
 
-    async def _ask(self, what: str, work: Callable[[Any], T], timeout_s: float) -> T:
+    async def _ask(
+        self,
+        what: str,
+        work: Callable[[Any], T],
+        timeout_s: float,
+        begun: Callable[[asyncio.Future[T]], None] = lambda _: None,
+    ) -> T:
         """`work` with a connection of its own, in a thread."""
 
         def ask() -> T:
@@ -196,6 +208,7 @@ class Connection:
             call = _in_thread(ask)
             self._calls.add(call)
             call.add_done_callback(self._calls.discard)
+            begun(call)
             async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(call)
 
@@ -237,7 +250,11 @@ def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
         try:
             outcome = work()
         except BaseException as err:  # noqa: BLE001 - it is raised where it is awaited
-            error = err
+            # The frames hold domains, and with them the connection, whose end is a call to
+            # libvirtd: left to the garbage collector, it would hang whatever thread that runs in.
+            traceback.clear_frames(err.__traceback__)
+            error = err.with_traceback(None)
+            del err
         with suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(settle, outcome, error)
 

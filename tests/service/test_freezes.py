@@ -19,9 +19,11 @@ import pytest
 
 from blockd.domain.errors import GuestRefused, StorageError
 from blockd.domain.group import NewGroup
+from blockd.domain.guest import Guest, GuestKey
 from blockd.domain.snapshot import Consistency, NewSnapshot, Quiesce, Snapshot
 from blockd.domain.states import Status
 from blockd.domain.volume import Volume
+from blockd.host.hypervisor import Hypervisors
 from tests.support.guests import Gate, a_volume, has_users, is_well, until, with_guests
 from tests.support.libvirt_daemon import LibvirtDaemon, libvirt_daemon
 from tests.support.service import Running, idle
@@ -232,6 +234,26 @@ async def test_agent_gone_silent_is_thawed_as_soon_as_it_answers(
     await until(lambda: is_well(run))
     await expect_thawed(domain)
     assert await journal(run) == 0
+
+
+async def test_freeze_that_comes_late_is_thawed_though_a_thaw_came_before(
+    run: Running, libvirtd: LibvirtDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain, volume = await guest_with_volume(run, libvirtd)
+    look = Hypervisors.guest
+
+    async def look_and_hang(self: Hypervisors, key: GuestKey) -> Guest | None:
+        found = await look(self, key)
+        libvirtd.hang()  # so that freeze and thaw are both on their way when it goes on
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Hypervisors, "guest", look_and_hang)
+        made = await taken(run, await snapshot(run, volume))
+    assert (made.status, made.consistency) == (Status.AVAILABLE, Consistency.CRASH)
+    libvirtd.go_on()
+    await until(lambda: is_well(run))
+    await expect_thawed(domain)
 
 
 async def test_agent_that_never_answers_holds_nothing_up_for_long(
