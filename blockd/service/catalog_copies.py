@@ -243,6 +243,8 @@ class _Copy:
                     lambda: CopySpace(disk.path, disk.size_bytes, self._catalog_id)
                 )
             self.is_absent = False
+            if self.generation >= 0:  # a copy that may lack nothing, and not be written for long
+                self.problem = self._behind_since = None
         except (StorageError, OSError) as err:
             again_s = _MAKE_AGAIN_S if isinstance(err, NoSpace) else _RETRY_S
             self._make_at = time.monotonic() + again_s

@@ -169,6 +169,22 @@ async def test_space_is_tried_for_again_soon_when_it_was_not_room_that_lacked(
         await until(lambda: copies.states()[0].written_at is not None)
 
 
+async def test_space_that_comes_late_with_all_of_the_catalog_in_it_leaves_no_problem(
+    tmp_path: Path, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, driver=driver, keeps_copies=True):
+        pass
+    for name in ("_SETTLE_S", "_PAUSE_S", "_RETRY_S"):
+        monkeypatch.setattr(catalog_copies, name, 0.01)
+    driver.fail_next["copy_space"] = StorageError("lvchange did not end within 4 s")
+    async with running(tmp_path, driver=driver, keeps_copies=True) as run:
+        assert run.copies is not None
+        copies = run.copies
+        await until(lambda: copies.states()[0].behind_s == 0)
+        state = copies.states()[0]
+        assert (state.problem, state.written_at is not None) == (None, True)
+
+
 async def test_disk_that_fails_is_told_and_copied_to_again_when_it_is_back(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
