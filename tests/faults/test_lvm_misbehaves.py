@@ -38,6 +38,7 @@ THIN_VERBS = (
     "create",
     "clone",
     "snapshot",
+    "group",
     "resize",
     "revert",
     "revert without keeping",
@@ -47,7 +48,7 @@ THIN_VERBS = (
     "import",
 )
 #: The volume's erasure runs none: its snapshot needs its disk, which goes with the last of them.
-THICK_VERBS = (*THIN_VERBS[:6], "erase snapshot", "erase last snapshot")
+THICK_VERBS = (*THIN_VERBS[:7], "erase snapshot", "erase last snapshot")
 
 
 class EraseLastSnapshot(EraseSnapshot):
