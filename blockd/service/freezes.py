@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -86,6 +87,9 @@ class Freezes:
         self._max_freeze_s, self._agent_timeout_s = max_freeze_s, agent_timeout_s
         self._thawing: dict[GuestKey, asyncio.Task[None]] = {}
         self._names: dict[GuestKey, str] = {}
+        # Who freezes a guest, or thaws it later, has it for himself: volumes of two classes may be
+        # snapshotted at once, and one guest have both.
+        self._locks: defaultdict[GuestKey, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @property
     def problems(self) -> list[str]:
@@ -145,6 +149,18 @@ class Freezes:
         if not guests:
             yield quiet
             return
+        async with AsyncExitStack() as alone:
+            for key in sorted((guest.key for guest in guests), key=lambda key: key.domain_id):
+                await alone.enter_async_context(self._locks[key])
+            async with self._frozen(guests, quiet, quiesce):
+                yield quiet
+        if quiesce is Quiesce.REQUIRE and quiet.reason is not None:
+            raise StorageError(f"quiesce: {quiet.reason}")
+
+    @asynccontextmanager
+    async def _frozen(
+        self, guests: Sequence[Guest], quiet: Quiet, quiesce: Quiesce
+    ) -> AsyncIterator[None]:
         began = time.monotonic()
         try:
             await self._journal(guests)
@@ -152,15 +168,13 @@ class Freezes:
             counts = await self._freeze_all(guests, quiet)
             if quiesce is Quiesce.REQUIRE and quiet.reason is not None:
                 raise StorageError(f"quiesce: {quiet.reason}")
-            yield quiet
+            yield
         finally:
             thawed = await self._thaw_all(guests)
             quiet.settle(round((time.monotonic() - began) * 1000), self._max_freeze_s * 1000)
         for guest in guests:
             if quiet.reason is None and (thawed.get(guest.key) or 0) < counts[guest.key]:
                 quiet.spoil(f"domain {guest.name} was thawed by somebody else meanwhile")
-        if quiesce is Quiesce.REQUIRE and quiet.reason is not None:
-            raise StorageError(f"quiesce: {quiet.reason}")
 
     async def _to_freeze(self, volume_ids: Sequence[str], quiet: Quiet) -> list[Guest]:
         """Those that can be; `quiet.reason` says why not all."""
@@ -257,7 +271,10 @@ class Freezes:
 
     async def _thaw_until_done(self, guest: GuestKey) -> None:
         retry_s = _FIRST_RETRY_S
-        while await self._thawed(guest) is None:
+        while True:
+            async with self._locks[guest]:
+                if await self._thawed(guest) is not None:
+                    break
             await asyncio.sleep(retry_s)
             retry_s = min(retry_s * 2, _LAST_RETRY_S)
         self._thawing.pop(guest, None)

@@ -145,6 +145,37 @@ async def test_longer_than_the_deadline_the_watchdog_thaws(
         await expect_thawed(domain)
 
 
+async def test_two_snapshots_of_one_guest_at_once_do_not_thaw_each_other(
+    run: Running, libvirtd: LibvirtDaemon
+) -> None:
+    first, second = await a_volume(run), await a_volume(run, "other")
+    domain = libvirtd.domain("web", [first.id, second.id])
+    await until(lambda: has_users(run, first))
+    freezes = run.service.snapshots._freezes
+    order: list[str] = []
+
+    async def quiet(name: str, volume: Volume, ends: asyncio.Event) -> Consistency:
+        async with freezes.quiet([volume.id], Quiesce.REQUIRE) as how:
+            order.append(name)
+            await ends.wait()
+        return how.consistency
+
+    ends = asyncio.Event()
+    one = asyncio.create_task(quiet("one", first, ends))
+    await until(lambda: _has_begun(order))
+    other = asyncio.create_task(quiet("other", second, ends))
+    for _ in range(50):  # as long as it would need, were it not to wait
+        await run.catalog.read(lambda tx: tx.attachments.all())
+    assert order == ["one"]
+    ends.set()
+    assert await asyncio.gather(one, other) == [Consistency.FILESYSTEM] * 2
+    await expect_thawed(domain)
+
+
+async def _has_begun(order: list[str]) -> bool:
+    return bool(order)
+
+
 async def test_thawed_by_somebody_else_is_not_called_consistent(
     run: Running, libvirtd: LibvirtDaemon
 ) -> None:
