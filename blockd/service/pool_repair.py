@@ -5,7 +5,7 @@ What LVM then refuses needs a person, who has docs/pool-trouble.md.
 
 from __future__ import annotations
 
-from blockd.domain.errors import NotFound, PreconditionFailed
+from blockd.domain.errors import NotFound, PreconditionFailed, StorageError
 from blockd.domain.pool_state import PoolState
 from blockd.domain.pool_trouble import trouble_line
 from blockd.service.backups import Backups
@@ -27,8 +27,8 @@ class PoolRepair:
 
         Raises:
             NotFound: there is no such class.
-            PreconditionFailed: the pool is well, or its trouble is none that this ends.
-            InUse, StorageError: see `StorageDriver.repair_pool`.
+            PreconditionFailed: the pool is well, or its trouble is none that this ends; a volume is
+                in use; LVM refuses, or takes too long, and why.
             BackupFailed: not even the volume group's text can be saved; nothing was done.
         """
         storage_class = self._named(class_name)
@@ -41,7 +41,13 @@ class PoolRepair:
             raise PreconditionFailed("resource_not_usable", trouble_line(use))
         await self._backups.before_repair(class_name)
         async with storage_class.turn_soon():
-            await storage_class.driver.repair_pool()
+            try:
+                await storage_class.driver.repair_pool()
+            except StorageError as err:
+                raise PreconditionFailed(
+                    "resource_not_usable",
+                    f"pool {use.name} is not repaired: {err}; see docs/pool-trouble.md",
+                ) from err
         return await self._guard.state(storage_class)
 
     def _named(self, class_name: str) -> StorageClass:

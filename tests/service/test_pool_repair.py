@@ -54,7 +54,7 @@ async def test_failed_repair_says_why_and_an_unknown_class_is_not_found(tmp_path
     async with running(tmp_path) as run:
         run.driver.pool_says = {"needs_check": True}
         run.driver.fail_next["repair_pool"] = StorageError("Check of pool failed")
-        with pytest.raises(StorageError, match="Check of pool failed"):
+        with pytest.raises(PreconditionFailed, match="is not repaired: Check of pool failed; see"):
             await run.service.pool_repair.repair("sbs")
         with pytest.raises(NotFound):
             await run.service.pool_repair.repair("nvme")
