@@ -167,8 +167,11 @@ class LvmRunner:
         Eight snapshots take a third of the time that eight processes do
         (docs/decisions/0023-group-snapshots.md).
         """
+        if len(commands) == 1:
+            await self._run(verb, *commands[0], timeout_s=timeout_s)
+            return
         lines = [" ".join((verb, "-qq", *args)) + "\n" for args in commands]
-        if len(commands) > 1 and max(map(len, lines)) <= _LONGEST_LINE:
+        if max(map(len, lines)) <= _LONGEST_LINE:
             with _script(lines) as descriptor:
                 argv = ("/dev/stdin",)
                 await self._run(verb, argv=argv, stdin=descriptor, timeout_s=timeout_s)
@@ -178,7 +181,7 @@ class LvmRunner:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise StorageOverdue(f"{verb}: not all were made within {timeout_s:g} s")
-            await self._run(verb, *args, timeout_s=left_s)
+            await self._run(verb, *args, timeout_s=round(left_s, 3))
 
     async def _run(
         self,

@@ -175,9 +175,16 @@ def _is_device(path: str) -> bool:
 
 
 def _complaint(returncode: int, stderr: bytes) -> str:
+    """The last of what it said, in one line; of one that was killed, above all that."""
     lines = [line.strip() for line in stderr.decode(errors="replace").splitlines()]
-    told = next((line for line in reversed(lines) if line), "")
-    if returncode < 0 and not told:
-        told = f"it was ended by signal {-returncode}"
-    told = re.sub(r"Could not open '[^']*': ", "", told.removeprefix("qemu-img: "))
+    # In its jail there is no /dev/null, by which it finds out what locks there are: it says so, at
+    # some time or other, and goes on.
+    lines = [line for line in lines if line and "OFD lock probing" not in line]
+    told = (
+        re.sub(r"Could not open '[^']*': ", "", lines[-1].removeprefix("qemu-img: "))
+        if lines
+        else ""
+    )
+    if returncode < 0:
+        told = f"it was ended by signal {-returncode}{told and f', after: {told}'}"
     return f"qemu-img: {told or f'it ended with status {returncode}'}"
