@@ -18,7 +18,7 @@ import structlog
 from blockd.catalog import Catalog, Transaction
 from blockd.domain.errors import NoRoom, PoolUnfit, StorageError
 from blockd.domain.intent import Intent
-from blockd.domain.pool import PoolUse
+from blockd.domain.pool import PoolTrouble, PoolUse
 from blockd.domain.snapshot import Snapshot
 from blockd.domain.units import MIB
 from blockd.domain.volume import Volume
@@ -133,7 +133,7 @@ class Trash:
             NoRoom: there is none, and nothing (more) in the trash.
         """
         deadline = time.monotonic() + _ROOM_DEADLINE_S
-        is_made = is_weighed = False
+        is_made = is_weighed = is_compared = False
         async with self._room[
             storage_class.name
         ]:  # or many requests at once would erase many times what is needed
@@ -141,7 +141,9 @@ class Trash:
                 try:
                     pool = await storage_class.check_pool(resource, needs_bytes)
                 except PoolUnfit:
-                    raise
+                    if is_compared or not await self._compare_ids(storage_class):
+                        raise
+                    is_compared = True
                 except NoRoom:
                     if not is_made:
                         await self._make_room(storage_class)
@@ -212,6 +214,21 @@ class Trash:
                 await self._guard.make_room(storage_class)
         except (StorageError, TimeoutError) as err:
             log.warning("no room made", storage_class=storage_class.name, reason=str(err))
+
+    async def _compare_ids(self, storage_class: StorageClass) -> bool:
+        """Compare the pool's transaction id with LVM's once more, if they are what is in the way.
+
+        Somebody who ran LVM by hand while it was looked at last makes them seem to differ.
+        """
+        if (await storage_class.driver.pool()).trouble is not PoolTrouble.TRANSACTION_ID:
+            return False
+        try:
+            async with asyncio.timeout(_COUNT_DEADLINE_S):
+                await storage_class.driver.recount()
+        except (StorageError, TimeoutError) as err:
+            log.warning("not compared", storage_class=storage_class.name, reason=str(err))
+            return False
+        return True
 
     async def _could_give(self, storage_class: StorageClass, needs_bytes: int) -> bool:
         """Thick: whether there could be room without the trash; False if that is not known."""

@@ -233,6 +233,21 @@ async def test_pool_in_trouble_is_never_extended_and_refuses_with_the_reason(
         await volume(run)
 
 
+async def test_transaction_ids_that_only_seemed_to_differ_are_compared_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with guarded(tmp_path) as (run, driver):
+        driver.use(1, transaction_ids=(53, 52))  # as of a look while somebody ran LVM by hand
+        recount = driver.recount
+
+        async def compare() -> None:
+            await recount()
+            driver.use(1)
+
+        monkeypatch.setattr(driver, "recount", compare)
+        await volume(run)
+
+
 async def test_request_above_the_high_water_mark_is_served_by_extending(tmp_path: Path) -> None:
     async with guarded(tmp_path) as (run, driver):
         kept = await made(run)
