@@ -54,6 +54,8 @@ async def _listen(happened: Callable[[bool], None]) -> None:
                             happened(False)
         except OSError as err:
             log.warning("no kernel events for a while", reason=str(err))
+        except Exception:
+            log.exception("no kernel events for a while")  # whatever it was, a new socket may do
         await asyncio.sleep(_RETRY_S)
 
 

@@ -70,10 +70,10 @@ class UseWatch:
         # What has come to rest since was told of as available. What is open at the start was so.
         before = seen if self._open is None else self._open
         news = [row for row in rows if before.get(row.id, False) != seen[row.id]]
-        self._open = seen
-        told = [row for row in news if not row.attachments]  # those are in use in any case
-        if told:
-            await self._catalog.write("use told", lambda tx: _tell(tx, told, seen))
+        if news:
+            ids = [row.id for row in news]
+            await self._catalog.write("use told", lambda tx: _tell(tx, ids, seen))
+        self._open = seen  # not before: what could not be told is told with the next look
 
     def _at_rest(self, tx: Transaction) -> list[Volume]:
         return [
@@ -84,8 +84,10 @@ class UseWatch:
         ]
 
 
-def _tell(tx: Transaction, volumes: list[Volume], is_open: dict[str, bool]) -> None:
-    for volume in volumes:
-        tx.events.tell_of_volume(
-            volume.id, volume.project_id, seen_status(AVAILABLE, is_open=is_open[volume.id])
-        )
+def _tell(tx: Transaction, volume_ids: list[str], is_open: dict[str, bool]) -> None:
+    for volume_id in volume_ids:
+        volume = tx.volume(volume_id)
+        # One that is not at rest any more has had its own event; a guest's is in use in any case.
+        if volume is not None and volume.status is AVAILABLE and not volume.attachments:
+            status = seen_status(AVAILABLE, is_open=is_open[volume_id])
+            tx.events.tell_of_volume(volume_id, volume.project_id, status)

@@ -58,6 +58,17 @@ class Api:
         finally:
             connection.close()
 
+    def last_status(self, path: str) -> str:
+        """The status that came with the last event of a stream that ends."""
+        connection = _Connection(self._path, self._timeout_s)
+        try:
+            connection.request("GET", path)
+            lines = connection.getresponse().read().splitlines()
+        finally:
+            connection.close()
+        data = [json.loads(line[6:]) for line in lines if line.startswith(b"data: ")]
+        return str([one["status"] for one in data if "status" in one][-1])
+
     def call(self, method: str, path: str, body: object | None = None) -> Any:
         """The decoded answer.
 
