@@ -147,8 +147,8 @@ class Images:
         object_bytes = progress.total_bytes = plan.object_bytes + TRAILER_BYTES
         upload = await self._upload(order, object_bytes, notes, may_resume=True)
         digest = ContentDigest()
-        buffers = self._settings.parallel + 1
-        async with upload.writer(buffers, progress, clears=False) as parts:
+        parallel = self._settings.parallel
+        async with upload.writer(parallel + 1, progress, parallel=parallel, clears=False) as parts:
             etags = await self._sent_before(upload, plan, disk, digest)
             parts.etags.update(enumerate(etags, 1))
             sent_bytes = len(etags) * upload.part_bytes
@@ -186,11 +186,12 @@ class Images:
         most_bytes = skeleton.data_start_bytes + data_bytes
         upload = await self._upload(order, most_bytes + TRAILER_BYTES, notes, may_resume=False)
         need_bytes = scratch_parts(skeleton, upload.part_bytes) * upload.part_bytes
-        buffers = max(self._settings.parallel + 2, OPEN_BUFFERS + 1)
+        parallel = self._settings.parallel
+        buffers = max(parallel + 2, OPEN_BUFFERS + 1)
         with scratch_file(
             self._settings.scratch, need_bytes, self._settings.max_scratch_bytes
         ) as scratch:
-            async with upload.writer(buffers, progress, clears=True) as parts:
+            async with upload.writer(buffers, progress, parallel=parallel, clears=True) as parts:
                 sink = LaidOutSink(skeleton, parts, scratch, most_bytes)
                 await sink.prepare()
                 async with AsyncExitStack() as stack:

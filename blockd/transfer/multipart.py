@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 
@@ -35,12 +36,27 @@ class MultipartUpload:
         self._store, self._order, self._id = store, order, upload_id
         self.part_bytes, self.has = part_bytes, has
 
-    def writer(self, buffers: int, progress: Progress, *, clears: bool) -> PartsWriter:
-        """Sends parts to it; see there for `clears`."""
+    def writer(
+        self, buffers: int, progress: Progress, *, parallel: int, clears: bool
+    ) -> PartsWriter:
+        """Sends parts to it, `parallel` at once, but for those it has; see there for the rest."""
+        at_once = asyncio.Semaphore(parallel)
+        has = {part.number: part for part in self.has}
 
         async def send(number: int, data: memoryview) -> str:
-            order = self._order
-            etag = await self._store.upload_part(order.bucket, order.key, self._id, number, data)
+            order, there = self._order, has.get(number)
+            # Parts are sent several at once: an earlier attempt may have left out one of them.
+            if (
+                there is not None
+                and there.size_bytes == len(data)
+                and there.etag == await asyncio.to_thread(_md5, data)
+            ):
+                progress.skip(len(data))
+                return f'"{there.etag}"'
+            async with at_once:
+                etag = await self._store.upload_part(
+                    order.bucket, order.key, self._id, number, data
+                )
             progress.add(len(data))
             return etag
 
@@ -100,6 +116,10 @@ class MultipartUpload:
         await self._store.read(order.bucket, order.key, facts.etag, begin, memoryview(tail))
         trailer = read_trailer(bytes(tail), facts.size_bytes)
         return trailer is not None and trailer.job_id == order.job_id
+
+
+def _md5(data: memoryview) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def joined_etag(etags: Sequence[str]) -> str | None:

@@ -262,6 +262,24 @@ async def test_export_goes_on_after_a_restart_and_sends_no_part_twice_that_was_t
         assert rig.uploads() == []
 
 
+async def test_export_sends_after_a_restart_just_the_part_that_was_left_out(
+    tmp_path: Path, store: FaultyStore
+) -> None:
+    store.faults.append(Fault(is_part(3), "hang"))
+    async with transfer_rig(tmp_path, store, parallel=2) as rig:
+        begun = await rig.export(snapshot := await rig.snapshot(data_mib=60))
+        async with asyncio.timeout(30):
+            # Three parts exist at once, and one is the third: all before the sixth are answered.
+            while 8 not in store.parts():
+                await asyncio.sleep(0.01)
+    store.seen.clear()
+    async with transfer_rig(tmp_path, store, parallel=2) as rig:
+        job = await rig.ended(begun)
+        assert (job.state, job.error, job.attempt) == (JobState.SUCCEEDED, None, 2)
+        assert [number for number in store.parts() if number <= 5] == [3]
+        check_image(rig.server.object(KEY), rig.disk(snapshot))
+
+
 async def test_export_whose_parts_were_all_sent_is_completed_after_a_restart(
     tmp_path: Path, store: FaultyStore
 ) -> None:
