@@ -17,7 +17,7 @@ from blockd.daemon.groups import Groups, lvm_over, udev_runs
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StartError
 from blockd.domain.pool_growth import GrowthBounds, PartBounds
-from blockd.host.command import companion, wait_for_survivors
+from blockd.host.command import Companion, wait_for_survivors
 from blockd.host.uevents import block_events
 from blockd.host.vg_lock import vg_lock
 from blockd.metrics import Metrics
@@ -46,7 +46,7 @@ async def open_classes(
     async with AsyncExitStack() as stack:
         catalog_id = await catalog.read(lambda tx: tx.meta("catalog_id")) or ""
         watchdog = await stack.enter_async_context(
-            companion([sys.executable, "-I", "-S", front_watchdog.__file__])
+            Companion([sys.executable, "-I", "-S", front_watchdog.__file__])
         )
         around = Surroundings(
             catalog_id=catalog_id,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from blockd.catalog import Catalog
 from blockd.config import Config
 from blockd.host.hypervisor import Hypervisors
+from blockd.host.thawing import thaw_watchdog
 from blockd.service.attachments import Attachments
 from blockd.service.classes import StorageClasses
 from blockd.service.freezes import Freezes
@@ -60,10 +61,7 @@ async def open_guests(config: Config) -> AsyncIterator[Guests]:
     hypervisors = Hypervisors(section.uris, section.agent_timeout)
     async with AsyncExitStack() as stack:
         watchdog: ThawWatchdog | None = None
-        if section.uris:
-            # Only here: a host without guests needs neither libvirt nor another process.
-            from blockd.host.thawing import thaw_watchdog  # noqa: PLC0415
-
+        if section.uris:  # a host without guests needs no other process
             watchdog = await stack.enter_async_context(thaw_watchdog())
         await stack.enter_async_context(hypervisors.connected())
         yield Guests(hypervisors, watchdog)

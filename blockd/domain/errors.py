@@ -148,6 +148,10 @@ class GuestRefused(PreconditionFailed):
         super().__init__("resource_not_usable", help_text)
 
 
+class FreezeNotBegun(GuestRefused):
+    """The agent does not take the command, as when somebody else has frozen the guest before."""
+
+
 class StorageError(BlockdError):
     """The storage below failed; the message is the tool's own reason in one line."""
 

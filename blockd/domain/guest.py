@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -47,12 +48,14 @@ class GuestDisk:
     Attributes:
         live: the guest that runs has it.
         persistent: the definition has it, so the guest gets it when it is started.
+        iops: the most operations a second that it is bound to; None: no bound.
     """
 
     volume_id: str
     target: str
     live: bool
     persistent: bool
+    iops: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,18 @@ class Guest:
     is_paused: bool
     has_agent: bool
     disks: tuple[GuestDisk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What one look at a connection has shown.
+
+    Attributes:
+        unseen: domains that cannot be told of, and why: what they have is not known.
+    """
+
+    guests: tuple[Guest, ...]
+    unseen: Mapping[GuestKey, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from blockd.domain.errors import StartError, StorageError
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 
 _TERM_S = 5.0
+_LEAVE_S = 1.0
 _MOST_COMPLAINT_BYTES = 64 * 1024
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -204,28 +206,44 @@ def _content(descriptor: int) -> bytes:
 
 
 class Companion:
-    """A helper process that lives as long as the daemon and is told things on its stdin.
+    """A watchdog process: does a thing at a deadline unless it is told in time that it need not.
 
-    Killing the daemon closes the pipe, and the helper acts on that.
+    Told on its stdin, line by line, `arm SECONDS WHAT` and `disarm WHAT`. When stdin ends, because
+    the daemon ended however it did, it does at once all that is armed, and then ends.
     """
 
     def __init__(self, argv: Sequence[str]) -> None:
         self._argv = tuple(argv)
         self._process: subprocess.Popen[bytes] | None = None
         self._stdin: IO[bytes] | None = None
+        self._due: dict[str, float] = {}
 
-    def tell(self, line: str) -> None:
-        """Write one line; it is in the pipe when this returns. A helper that died is replaced.
+    def arm(self, what: str, within_s: float) -> None:
+        """Have `what` done in so many seconds; it is in the pipe when this returns.
 
         Raises:
-            OSError: the helper is gone, and so is the next one.
+            OSError: the process is gone, and so is the next one: nobody will do it.
         """
+        self._due[what] = time.monotonic() + within_s
+        try:
+            self._tell(f"arm {within_s} {what}")
+        except OSError:
+            del self._due[what]
+            raise
+
+    def disarm(self, what: str) -> None:
+        """It need not be done any more. Raises OSError as `arm`."""
+        self._due.pop(what, None)
+        self._tell(f"disarm {what}")
+
+    def _tell(self, line: str) -> None:
         try:
             self._write(line)
-        except OSError:
-            self._stop()
+        except OSError:  # it died, and is replaced: by one that knows all that is armed
+            self._leave()
             self._start()
-            self._write(line)
+            for what, due in self._due.items():
+                self._write(f"arm {max(due - time.monotonic(), 0)} {what}")
 
     def _write(self, line: str) -> None:
         if self._stdin is None:
@@ -235,12 +253,8 @@ class Companion:
 
     @property
     def pid(self) -> int | None:
-        """The process id while it runs."""
+        """The process id while it is told things."""
         return None if self._process is None else self._process.pid
-
-    def __enter__(self) -> Self:
-        self._start()
-        return self
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
@@ -253,33 +267,38 @@ class Companion:
         )
         self._stdin = self._process.stdin
 
-    def __exit__(
+    def _leave(self) -> subprocess.Popen[bytes] | None:
+        """Close its stdin, and let it do what is left."""
+        process, stdin = self._process, self._stdin
+        self._process = self._stdin = None
+        if stdin is not None:
+            with suppress(OSError):
+                stdin.close()
+        if process is not None:
+            _left[:] = [process, *(one for one in _left if one.poll() is None)]
+        return process
+
+    async def __aenter__(self) -> Self:
+        self._start()
+        return self
+
+    async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._process is None or self._stdin is None:
-            return
-        process, stdin = self._process, self._stdin
-        self._process = self._stdin = None
-        with suppress(OSError):
-            stdin.close()
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait(timeout=5)
+        """It is never killed: what it still has to do is what it is there for."""
+        process = self._leave()
+        until = time.monotonic() + _LEAVE_S
+        while process is not None and process.poll() is None:
+            if time.monotonic() > until:
+                return
+            await asyncio.sleep(_LEAVE_S / 100)
 
 
-@asynccontextmanager
-async def companion(argv: Sequence[str]) -> AsyncIterator[Companion]:
-    """A `Companion` for the length of the block."""
-    with Companion(argv) as running:
-        yield running
+#: Companions left behind, perhaps with something to do: held until they have ended.
+_left: list[subprocess.Popen[bytes]] = []
 
 
 def find_tool(name: str, package: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Final
@@ -22,31 +23,55 @@ _BUSES: Final[Mapping[str, str]] = {"vd": "virtio", "sd": "scsi"}
 _LETTERS: Final = (*ascii_lowercase, *(a + b for a in ascii_lowercase for b in ascii_lowercase))
 
 
-def front_disks(description: str) -> dict[str, str]:
-    """The targets of a domain's disks whose source is a front, by volume id.
+@dataclass(frozen=True, slots=True)
+class FrontDisk:
+    """A disk whose source is a front.
+
+    Attributes:
+        target: its name in the domain, e.g. `vdb`.
+        iops: the most operations a second, as its `iotune` says; None: no limit.
+        element: as the domain describes it.
+    """
+
+    target: str
+    iops: int | None
+    element: str
+
+
+def front_disks(description: str) -> dict[str, list[FrontDisk]]:
+    """A domain's disks whose source is a front, by volume id: one, as a rule.
 
     A source may be any name of the front's: its link, its node in /dev/mapper, /dev/dm-N.
     """
-    found = {}
+    found: dict[str, list[FrontDisk]] = {}
     for disk in _disks(description):
         source, target = disk.find("source"), disk.find("target")
         if source is None or target is None:
             continue
         path = source.get("dev") or source.get("file") or ""
         if (volume_id := _volume_of(path)) is not None:
-            found[volume_id] = target.get("dev", "")
+            iops = disk.findtext("./iotune/total_iops_sec") or ""
+            found.setdefault(volume_id, []).append(
+                FrontDisk(
+                    target=target.get("dev", ""),
+                    iops=int(iops) or None if iops.isdecimal() else None,
+                    element=ET.tostring(disk, encoding="unicode"),
+                )
+            )
     return found
 
 
 def _volume_of(path: str) -> str | None:
     if (named := _FRONT.fullmatch(path)) is not None:
         return named[1]
-    device = Path(path).resolve()
-    if not device.name.startswith("dm-"):
+    if not path.startswith("/dev/"):  # another's file, wherever its links lead
         return None
     try:
+        device = Path(path).resolve()
+        if not device.name.startswith("dm-"):
+            return None
         name = Path(f"/sys/class/block/{device.name}/dm/name").read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError):
+    except (OSError, RuntimeError, ValueError):  # links in a circle; no file's name; none of dm's
         return None
     mapped = _FRONT.fullmatch(f"/dev/mapper/{name}")
     return None if mapped is None else mapped[1]
@@ -109,15 +134,6 @@ def disk_xml(order: DiskOrder, target: str) -> str:
         tune = ET.SubElement(disk, "iotune")
         ET.SubElement(tune, "total_iops_sec").text = str(order.iops)
     return ET.tostring(disk, encoding="unicode")
-
-
-def disk_element(description: str, target: str) -> str | None:
-    """A domain's disk of that target, as it describes it itself; None: it has none."""
-    for disk in _disks(description):
-        named = disk.find("target")
-        if named is not None and named.get("dev") == target:
-            return ET.tostring(disk, encoding="unicode")
-    return None
 
 
 def _disks(description: str) -> list[ET.Element]:

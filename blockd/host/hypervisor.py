@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 
-from blockd.domain.errors import GuestRefused, HypervisorUnreachable
-from blockd.domain.guest import DiskOrder, Guest, GuestKey
+from blockd.domain.errors import FreezeNotBegun, GuestRefused, HypervisorUnreachable
+from blockd.domain.guest import DiskOrder, Guest, GuestKey, Sighting
 from blockd.host import libvirt_domain
-from blockd.host.libvirt_connection import CALL_S, Connection, bindings, event_loop
+from blockd.host.libvirt_connection import CALL_S, Connection, event_loop
 
 T = TypeVar("T")
+
+#: What qemu-ga answers while it is frozen, and where an administrator forbids it to freeze
+#: ("Command guest-fsfreeze-freeze has been disabled: the agent is in frozen state"; qga/main.c).
+_NOT_TAKEN: Final = re.compile(r"\bhas been disabled\b")
 
 
 class Hypervisors:
@@ -20,30 +26,36 @@ class Hypervisors:
 
     def __init__(self, uris: Sequence[str], agent_timeout_s: float = 5.0) -> None:
         """`agent_timeout_s`: how long a guest agent may take for one answer."""
-        self._changes = asyncio.Event()
+        self._agent_timeout_s = agent_timeout_s
+        self._changes = {uri: asyncio.Event() for uri in uris}
         # Calls to freeze, which may be carried out after nobody waits for them any more.
         self._freezes: dict[GuestKey, asyncio.Future[int]] = {}
-        self._connections = {
-            uri: Connection(uri, agent_timeout_s, self._changes.set, libvirt_domain.describe)
-            for uri in uris
-        }
+        self._connections = {uri: self._connection(uri) for uri in self._changes}
+
+    def _connection(self, uri: str) -> Connection:
+        changed = self._changes.get(uri, asyncio.Event()).set
+        return Connection(uri, self._agent_timeout_s, changed, libvirt_domain.describe)
 
     def problems(self) -> list[str]:
-        """A line for each connection that there is not."""
-        found = [connection.problem for connection in self._connections.values()]
-        return [problem for problem in found if problem is not None]
+        """A line for each connection that there is not, and each domain that cannot be read."""
+        found = []
+        for connection in self._connections.values():
+            if connection.problem is not None:
+                found.append(connection.problem)
+            found += connection.unseen
+        return found
 
     @property
     def uris(self) -> Sequence[str]:
         """The connections' URIs."""
         return tuple(self._connections)
 
-    async def changed(self) -> None:
-        """Wait until a guest, or a connection, may have changed since this last returned."""
-        await self._changes.wait()
-        self._changes.clear()
+    async def changed(self, uri: str) -> None:
+        """Wait until a guest, or the connection, may have changed since this last returned."""
+        await self._changes[uri].wait()
+        self._changes[uri].clear()
 
-    async def guests(self, uri: str) -> list[Guest]:
+    async def guests(self, uri: str) -> Sighting:
         """Every domain of one connection.
 
         Raises:
@@ -68,24 +80,25 @@ class Hypervisors:
         """
         if not self._connections:
             raise GuestRefused("no guest is known: there is no [libvirt] uris in the configuration")
-        found, silent = [], None
-        for one in [uri] if uri is not None else self._connections:
-            if one not in self._connections:
-                known = ", ".join(self._connections) or "none"
-                raise GuestRefused(f"there is no libvirt connection {one}: [libvirt] uris: {known}")
-            try:
-                guests = await self.guests(one)
-            except HypervisorUnreachable as err:
-                silent = err
-                continue
-            found += [guest for guest in guests if domain in (guest.key.domain_id, guest.name)]
+        if uri is not None and uri not in self._connections:
+            known = ", ".join(self._connections) or "none"
+            raise GuestRefused(f"there is no libvirt connection {uri}: [libvirt] uris: {known}")
+        asked = [uri] if uri is not None else list(self._connections)
+        look = partial(libvirt_domain.find, domain)
+        answers = await asyncio.gather(
+            *(self._connections[one].find(look) for one in asked), return_exceptions=True
+        )
+        found = [answer for answer in answers if isinstance(answer, Guest)]
+        # A UUID is nobody else's, whatever others call themselves.
+        found = [guest for guest in found if guest.name != domain] or found
         if len(found) > 1:
             where = ", ".join(f"{guest.key.domain_id} ({guest.key.uri})" for guest in found)
             raise GuestRefused(f"domain {domain} is not one but {len(found)}: say which by {where}")
         if found:
             return found[0]
-        if silent is not None:
-            raise silent
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
         raise GuestRefused(f"there is no domain {domain}: virsh list --all lists them")
 
     async def attach(self, guest: GuestKey, order: DiskOrder) -> str:
@@ -99,7 +112,7 @@ class Hypervisors:
             guest, "attach the disk", lambda domain: libvirt_domain.attach(domain, order), CALL_S
         )
 
-    async def detach(self, guest: GuestKey, target: str, *, live: bool) -> None:
+    async def detach(self, guest: GuestKey, volume_id: str, *, live: bool) -> None:
         """Take a disk out of the definition, or, with `live`, ask the running guest to let it go.
 
         The latter has been done when the guest's disks, as of `guests`, no longer say `live`.
@@ -110,33 +123,33 @@ class Hypervisors:
         await self._ask(
             guest,
             "detach the disk",
-            lambda domain: libvirt_domain.detach(domain, target, live=live),
+            lambda domain: libvirt_domain.detach(domain, volume_id, live=live),
             CALL_S,
         )
 
-    async def resize(self, guest: GuestKey, target: str, size_bytes: int) -> None:
+    async def resize(self, guest: GuestKey, volume_id: str, size_bytes: int) -> None:
         """Tell the guest, if it runs, that its disk has so many bytes now. Raises as `attach`."""
+        await self._ask(
+            guest,
+            "grow the disk",
+            lambda domain: libvirt_domain.resize(domain, volume_id, size_bytes),
+            CALL_S,
+        )
 
-        def resize(domain: Any) -> None:
-            if not domain.isActive():
-                return  # it sees the device as it is when it starts
-            domain.blockResize(target, size_bytes, bindings().VIR_DOMAIN_BLOCK_RESIZE_BYTES)
-
-        await self._ask(guest, "grow the disk", resize, CALL_S)
-
-    async def limit(self, guest: GuestKey, target: str, iops: int | None) -> None:
-        """Bound the disk's operations a second; None: no bound. Raises as `attach`."""
-
-        def limit(domain: Any) -> None:
-            flags = libvirt_domain.affected(domain)
-            domain.setBlockIoTune(target, {"total_iops_sec": iops or 0}, flags)
-
-        await self._ask(guest, "limit the disk", limit, CALL_S)
+    async def limit(self, guest: GuestKey, volume_id: str, iops: int) -> None:
+        """Bound the disk's operations a second. Raises as `attach`."""
+        await self._ask(
+            guest,
+            "limit the disk",
+            lambda domain: libvirt_domain.limit(domain, volume_id, iops),
+            CALL_S,
+        )
 
     async def freeze(self, guest: GuestKey, timeout_s: float) -> int:
         """Have the guest agent freeze all file systems; answers how many are.
 
         Raises:
+            FreezeNotBegun: the agent does not take the command: nothing was frozen by it.
             GuestRefused: the agent says no, or nothing. Some file systems may be frozen.
             HypervisorUnreachable: see `attach`; the same.
         """
@@ -144,9 +157,14 @@ class Hypervisors:
         def begun(call: asyncio.Future[int]) -> None:
             self._freezes[guest] = call
 
-        return await self._of(guest).ask_domain(
-            guest.domain_id, "freeze", lambda domain: int(domain.fsFreeze()), timeout_s, begun
-        )
+        try:
+            return await self._of(guest).ask_domain(
+                guest.domain_id, "freeze", lambda domain: int(domain.fsFreeze()), timeout_s, begun
+            )
+        except GuestRefused as err:
+            if _NOT_TAKEN.search(str(err)) is not None:
+                raise FreezeNotBegun(str(err)) from err
+            raise
 
     async def thaw(self, guest: GuestKey, timeout_s: float) -> int:
         """Have the guest agent thaw all file systems; answers how many were frozen.
@@ -156,7 +174,9 @@ class Hypervisors:
         """
         freeze = self._freezes.get(guest)
         is_frozen_by_then = freeze is None or freeze.done()
-        count = await self._ask(guest, "thaw", lambda domain: int(domain.fsThaw()), timeout_s)
+        count = await self._of(guest).ask_domain(
+            guest.domain_id, "thaw", lambda domain: int(domain.fsThaw()), timeout_s, thaws=True
+        )
         if not is_frozen_by_then:  # a libvirtd that hung may have done the thaw first
             raise HypervisorUnreachable(
                 f"domain {guest.domain_id}: its freeze is not answered yet: it is thawed after it"
@@ -170,10 +190,8 @@ class Hypervisors:
         return await self._of(guest).ask_domain(guest.domain_id, what, work, timeout_s)
 
     def _of(self, guest: GuestKey) -> Connection:
-        connection = self._connections.get(guest.uri)
-        if connection is None:
-            raise HypervisorUnreachable(f"libvirt {guest.uri} is not in the configuration")
-        return connection
+        """Of one that is not configured any more, too: what it was frozen by has to thaw it."""
+        return self._connections.get(guest.uri) or self._connection(guest.uri)
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:

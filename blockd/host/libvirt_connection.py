@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar, cast
 import structlog
 
 from blockd.domain.errors import GuestRefused, HypervisorUnreachable
-from blockd.domain.guest import Guest
+from blockd.domain.guest import Guest, GuestKey, Sighting
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -26,8 +26,11 @@ CALL_S: Final = 30.0
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 30.0
 #: libvirt asks a daemon that is silent for so long, so often, before it gives the connection up.
 _KEEPALIVE_S, _KEEPALIVE_COUNT = 5, 3
-#: Of one connection's at once: each hanging one holds a thread.
+#: Of one connection's at once, as each that hangs holds a thread; the others wait for their turn.
 _MOST_CALLS: Final = 32
+#: Thaws wait for none of them. A group has so many volumes, so guests, at most.
+_MOST_THAWS: Final = 64
+_MOST_OPENINGS: Final = 4
 
 
 class Connection:
@@ -40,6 +43,7 @@ class Connection:
 
     Attributes:
         problem: a line on why there is no connection; None: there is one.
+        unseen: a line for each domain that could not be told of when all were listed last.
     """
 
     def __init__(
@@ -54,8 +58,11 @@ class Connection:
         self._uri, self._agent_timeout_s, self._changed = uri, agent_timeout_s, changed
         self._kept: Any = None
         self._listing: asyncio.Future[Any] | None = None
-        self._calls: set[asyncio.Future[Any]] = set()
+        self._openings: set[asyncio.Future[Any]] = set()
+        self._calls = asyncio.Semaphore(_MOST_CALLS)
+        self._thaws = asyncio.Semaphore(_MOST_THAWS)
         self.problem: str | None = f"libvirt {uri} is not connected yet"
+        self.unseen: tuple[str, ...] = ()
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
@@ -70,15 +77,10 @@ class Connection:
     async def _keep(self) -> None:
         retry_s = _FIRST_RETRY_S
         while True:
-            closed = asyncio.Event()
-            opening = _in_thread(self._opening(closed))
             try:
-                self._kept = await asyncio.shield(opening)
-            except bindings().libvirtError as err:
-                problem = f"libvirt {self._uri}: {_reason(err)}; tried again"
-                if problem != self.problem:
-                    log.warning("no connection to libvirt", uri=self._uri, reason=_reason(err))
-                self.problem = problem
+                self._kept, closed = await self._open()
+            except Exception as err:  # noqa: BLE001 - whatever it is, it is tried again
+                self._lost(_reason(err))
                 await asyncio.sleep(retry_s)
                 retry_s = min(retry_s * 2, _LAST_RETRY_S)
                 continue
@@ -89,10 +91,43 @@ class Connection:
                 await closed.wait()
             finally:
                 was, self._kept = self._kept, None
-                self.problem = f"libvirt {self._uri}: the connection is lost; tried again"
                 self._close_behind_listing(was)
-            log.warning("the connection to libvirt is lost", uri=self._uri)
+            self._lost("the connection is lost")
             self._changed()
+
+    def _lost(self, reason: str) -> None:
+        problem = f"libvirt {self._uri}: {reason}; tried again"
+        if problem != self.problem:
+            log.warning("no connection to libvirt", uri=self._uri, reason=reason)
+        self.problem = problem
+
+    async def _open(self) -> tuple[Any, asyncio.Event]:
+        """A connection, and what tells that it is lost.
+
+        One that is not answered may be for ever (its host is off), and then another may be: so it
+        is waited for, and after a time another one is opened beside it.
+
+        Raises:
+            Exception: why not.
+        """
+        begun: dict[asyncio.Future[Any], asyncio.Event] = {}
+        try:
+            while True:
+                if len(self._openings) < _MOST_OPENINGS:
+                    closed = asyncio.Event()
+                    begun[opening := _in_thread(self._opening(closed))] = closed
+                    self._openings.add(opening)
+                    opening.add_done_callback(self._openings.discard)
+                await asyncio.wait(
+                    self._openings, timeout=CALL_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                for opening in [one for one in begun if one.done()]:
+                    closed = begun.pop(opening)
+                    return opening.result(), closed
+                self._lost(f"no answer within {CALL_S:g} s")
+        finally:
+            for opening in begun:
+                opening.add_done_callback(_close_late)
 
     def _close_behind_listing(self, connection: Any) -> None:
         if self._listing is None or self._listing.done():
@@ -133,12 +168,26 @@ class Connection:
 
         return connect
 
-    async def guests(self) -> list[Guest]:
+    async def guests(self) -> Sighting:
         """See `Hypervisors.guests`."""
 
-        def look(connection: Any) -> list[Guest]:
-            found = (self._describe(self._uri, one) for one in connection.listAllDomains())
-            return [guest for guest in found if guest is not None]
+        def look(connection: Any) -> tuple[Sighting, list[str]]:
+            guests, unseen, lines = [], {}, []
+            for domain in connection.listAllDomains():
+                try:
+                    guest = self._describe(self._uri, domain)
+                except Exception as err:
+                    if _is_cut(err):
+                        raise
+                    unseen[GuestKey(self._uri, domain.UUIDString())] = _reason(err)
+                    lines.append(
+                        f"libvirt {self._uri}: domain {domain.name()}: what it has is not known: "
+                        f"{_reason(err)}"
+                    )
+                    continue
+                if guest is not None:
+                    guests.append(guest)
+            return Sighting(tuple(guests), unseen), lines
 
         what = "list the domains"
         with self._errors(what, CALL_S):
@@ -149,22 +198,28 @@ class Connection:
                 if connection is None:
                     raise HypervisorUnreachable(self.problem or f"libvirt {self._uri} is away")
                 self._listing = listing = _in_thread(lambda: look(connection))
-                found: list[Guest] = await asyncio.shield(listing)
+                found, lines = await asyncio.shield(listing)
+                self.unseen = tuple(lines)
                 return found
 
     async def guest(self, domain_id: str) -> Guest | None:
         """See `Hypervisors.guest`."""
+        return await self.find(lambda connection: connection.lookupByUUIDString(domain_id))
+
+    async def find(self, look: Callable[[Any], Any]) -> Guest | None:
+        """The domain that `look` finds, None if it finds none. Raises as `Hypervisors.guest`."""
         libvirt = bindings()
 
-        def look(connection: Any) -> Guest | None:
+        def ask(connection: Any) -> Guest | None:
             try:
-                return self._describe(self._uri, connection.lookupByUUIDString(domain_id))
+                domain = look(connection)
+                return None if domain is None else self._describe(self._uri, domain)
             except libvirt.libvirtError as err:
                 if err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                     return None
                 raise
 
-        return await self._ask(f"domain {domain_id}: look", look, CALL_S)
+        return await self._ask("look for a domain", ask, CALL_S, self._calls)
 
     async def ask_domain(
         self,
@@ -173,8 +228,14 @@ class Connection:
         work: Callable[[Any], T],
         timeout_s: float,
         begun: Callable[[asyncio.Future[T]], None] = lambda _: None,
+        *,
+        thaws: bool = False,
     ) -> T:
-        """`work` with a domain; `begun` is told of the call, which may outlive this."""
+        """`work` with a domain; `begun` is told of the call, which may outlive this.
+
+        Args:
+            thaws: it waits for no other call's end, but a thaw's.
+        """
 
         def ask(connection: Any) -> T:
             domain = connection.lookupByUUIDString(domain_id)
@@ -182,13 +243,15 @@ class Connection:
                 domain.agentSetResponseTimeout(max(1, round(self._agent_timeout_s)))
             return work(domain)
 
-        return await self._ask(f"domain {domain_id}: {what}", ask, timeout_s, begun)
+        room = self._thaws if thaws else self._calls
+        return await self._ask(f"domain {domain_id}: {what}", ask, timeout_s, room, begun)
 
     async def _ask(
         self,
         what: str,
         work: Callable[[Any], T],
         timeout_s: float,
+        room: asyncio.Semaphore,
         begun: Callable[[asyncio.Future[T]], None] = lambda _: None,
     ) -> T:
         """`work` with a connection of its own, in a thread."""
@@ -201,15 +264,11 @@ class Connection:
                 _close(connection)
 
         with self._errors(what, timeout_s):
-            if len(self._calls) >= _MOST_CALLS:
-                raise HypervisorUnreachable(
-                    f"libvirt {self._uri} has not answered {_MOST_CALLS} calls: restart it"
-                )
-            call = _in_thread(ask)
-            self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
-            begun(call)
             async with asyncio.timeout(timeout_s):
+                await room.acquire()
+                call = _in_thread(ask)
+                call.add_done_callback(lambda _: room.release())
+                begun(call)
                 return await asyncio.shield(call)
 
     @contextmanager
@@ -223,9 +282,23 @@ class Connection:
                 f"libvirt {self._uri}: {what}: no answer within {timeout_s:g} s"
             ) from None
         except libvirt.libvirtError as err:
-            if err.get_error_domain() == libvirt.VIR_FROM_RPC:
+            if _is_cut(err):
                 raise HypervisorUnreachable(f"libvirt {self._uri}: {_reason(err)}") from err
             raise GuestRefused(f"{what}: {_reason(err)}") from err
+
+
+def _is_cut(error: Exception) -> bool:
+    """Whether it is the connection's, and not about what was asked."""
+    libvirt = bindings()
+    return (
+        isinstance(error, libvirt.libvirtError) and error.get_error_domain() == libvirt.VIR_FROM_RPC
+    )
+
+
+def _close_late(opening: asyncio.Future[Any]) -> None:
+    """Nobody waits for this connection any more."""
+    if not opening.cancelled() and opening.exception() is None:
+        _in_thread(lambda: _close(opening.result()))
 
 
 def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
@@ -258,7 +331,10 @@ def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
         with suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(settle, outcome, error)
 
-    threading.Thread(target=run, name="libvirt", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="libvirt", daemon=True).start()
+    except RuntimeError as err:  # no thread to be had just now
+        settle(None, err)
     return future
 
 
@@ -298,7 +374,11 @@ def event_loop() -> Iterator[None]:
 
     def run() -> None:
         while not ends.is_set():
-            libvirt.virEventRunDefaultImpl()
+            try:
+                libvirt.virEventRunDefaultImpl()
+            except libvirt.libvirtError as err:  # without it there is no event ever more
+                log.warning("libvirt's event loop", reason=_reason(err))
+                ends.wait(_FIRST_RETRY_S)
 
     timer = libvirt.virEventAddTimeout(-1, lambda *_: None, None)
     thread = threading.Thread(target=run, name="libvirt-events", daemon=True)

@@ -7,7 +7,7 @@ from typing import Any
 from blockd.domain.errors import GuestRefused
 from blockd.domain.guest import DiskOrder, Guest, GuestDisk, GuestKey
 from blockd.host.domain_xml import (
-    disk_element,
+    FrontDisk,
     disk_xml,
     free_target,
     front_disks,
@@ -31,50 +31,86 @@ def describe(uri: str, domain: Any) -> Guest | None:
         raise
     live = front_disks(now) if is_active else {}
     kept = front_disks(defined) if defined is not None else {}
+    disks = []
+    for volume_id in sorted(live.keys() | kept.keys()):
+        disk = (live.get(volume_id) or kept[volume_id])[0]
+        disks.append(
+            GuestDisk(volume_id, disk.target, volume_id in live, volume_id in kept, disk.iops)
+        )
     return Guest(
         key=GuestKey(uri, domain.UUIDString()),
         name=domain.name(),
         is_active=is_active,
         is_paused=is_active and state != libvirt.VIR_DOMAIN_RUNNING,
         has_agent=is_active and has_agent_channel(now),
-        disks=tuple(
-            GuestDisk(volume_id, live.get(volume_id) or kept[volume_id], volume_id in live, is_kept)
-            for volume_id in sorted(live.keys() | kept.keys())
-            for is_kept in [volume_id in kept]
-        ),
+        disks=tuple(disks),
     )
 
 
-def affected(domain: Any) -> int:
-    """The flags for both what runs and what is defined, as far as there is either."""
+def find(domain: str, connection: Any) -> Any:
+    """A domain by its UUID, else by its name; None: there is none."""
     libvirt = bindings()
-    flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0
-    if domain.isPersistent():
-        flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG
-    return int(flags)
+    for look in (connection.lookupByUUIDString, connection.lookupByName):
+        try:
+            return look(domain)
+        except libvirt.libvirtError as err:
+            # The latter of what is no UUID.
+            if err.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
+                raise
+    return None
 
 
 def attach(domain: Any, order: DiskOrder) -> str:
     """See `Hypervisors.attach`."""
     libvirt = bindings()
     descriptions = [domain.XMLDesc(0)]
+    flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0
     if domain.isPersistent():
         descriptions.append(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG
     taken = set().union(*map(targets, descriptions))
     if order.target in taken:
         raise GuestRefused(f"domain {domain.name()} has another disk {order.target}: choose one")
     target = order.target or free_target(taken)
-    domain.attachDeviceFlags(disk_xml(order, target), affected(domain))
+    domain.attachDeviceFlags(disk_xml(order, target), flags)
     return target
 
 
-def detach(domain: Any, target: str, *, live: bool) -> None:
+def detach(domain: Any, volume_id: str, *, live: bool) -> None:
     """See `Hypervisors.detach`."""
     libvirt = bindings()
+    flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG
+    for disk in _disks(domain, volume_id, live=live):
+        try:
+            domain.detachDeviceFlags(disk.element, flags)
+        except libvirt.libvirtError as err:
+            if err.get_error_code() != libvirt.VIR_ERR_DEVICE_MISSING:  # it has gone meanwhile
+                raise
+
+
+def resize(domain: Any, volume_id: str, size_bytes: int) -> None:
+    """See `Hypervisors.resize`."""
+    for disk in _disks(domain, volume_id, live=True):
+        domain.blockResize(disk.target, size_bytes, bindings().VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+
+
+def limit(domain: Any, volume_id: str, iops: int | None) -> None:
+    """See `Hypervisors.limit`."""
+    libvirt = bindings()
+    for live, flag in (
+        (True, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+        (False, libvirt.VIR_DOMAIN_AFFECT_CONFIG),
+    ):
+        for disk in _disks(domain, volume_id, live=live):
+            if disk.iops != iops:
+                domain.setBlockIoTune(disk.target, {"total_iops_sec": iops or 0}, flag)
+
+
+def _disks(domain: Any, volume_id: str, *, live: bool) -> list[FrontDisk]:
+    """Its disks of the volume, as it is now: a name may be another disk's than it was."""
     if live:
-        element, flags = disk_element(domain.XMLDesc(0), target), libvirt.VIR_DOMAIN_AFFECT_LIVE
-    else:
-        description = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-        element, flags = disk_element(description, target), libvirt.VIR_DOMAIN_AFFECT_CONFIG
-    if element is not None:
-        domain.detachDeviceFlags(element, flags)
+        return front_disks(domain.XMLDesc(0)).get(volume_id, []) if domain.isActive() else []
+    if not domain.isPersistent():
+        return []
+    description = domain.XMLDesc(bindings().VIR_DOMAIN_XML_INACTIVE)
+    return front_disks(description).get(volume_id, [])

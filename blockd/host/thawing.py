@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from blockd.domain.guest import GuestKey
-from blockd.host.command import Companion, companion
+from blockd.host import thaw_watchdog as program
+from blockd.host.command import Companion
 
 
 class ThawWatchdog:
@@ -18,17 +19,15 @@ class ThawWatchdog:
 
     def arm(self, guest: GuestKey, within_s: float) -> None:
         """Have it thawed in so many seconds. Raises OSError: there is no watchdog."""
-        self._process.tell(f"arm {within_s} {guest.uri} {guest.domain_id}")
+        self._process.arm(f"{guest.uri} {guest.domain_id}", within_s)
 
     def disarm(self, guest: GuestKey) -> None:
         """It is thawed. Raises OSError: there is no watchdog."""
-        self._process.tell(f"disarm {guest.uri} {guest.domain_id}")
+        self._process.disarm(f"{guest.uri} {guest.domain_id}")
 
 
 @asynccontextmanager
 async def thaw_watchdog() -> AsyncIterator[ThawWatchdog]:
     """A watchdog for the length of the block; it goes on until all it knows is thawed."""
-    from blockd.host import thaw_watchdog as program  # noqa: PLC0415 - imports libvirt
-
-    async with companion([sys.executable, "-I", program.__file__]) as process:
+    async with Companion([sys.executable, "-I", program.__file__]) as process:
         yield ThawWatchdog(process)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Final
 
 import structlog
 
@@ -43,11 +42,6 @@ from blockd.service.steps import front_of
 log = structlog.get_logger()
 
 ATTACHING, ATTACHED, DETACHING = AttachmentStatus
-
-#: What libvirt does not tell of by an event, such as a definition edited offline, is seen by then.
-_LOOK_S: Final = 60.0
-#: A domain's events may all be late while its guest is busy letting go of a disk.
-_DETACH_LOOK_S: Final = 1.0
 
 
 class Attachments:
@@ -141,6 +135,8 @@ class Attachments:
                 for one in volume.attachments
                 if domain in (None, one.domain_name, one.guest.domain_id)
             ]
+            # A UUID is nobody else's, whatever others call themselves.
+            names = [one for one in names if one.guest.domain_id == domain] or names
             if len(names) != 1:
                 what = "say from which" if domain is None and names else f"not to {domain}"
                 told = f"volume {volume_id} is attached to {having}"
@@ -203,7 +199,7 @@ class Attachments:
         """The running guest first: if it does not, its definition stays as it was, too."""
         disk = await self._seen(attachment)
         if disk is not None and disk.live:
-            await self._hypervisors.detach(attachment.guest, disk.target, live=True)
+            await self._hypervisors.detach(attachment.guest, attachment.volume_id, live=True)
             try:
                 async with asyncio.timeout(self._detach_timeout_s):
                     while disk is not None and disk.live:
@@ -216,7 +212,7 @@ class Attachments:
                     "attached; unmount it in the guest, or shut the guest down, and detach again"
                 ) from None
         if disk is not None and disk.persistent:
-            await self._hypervisors.detach(attachment.guest, disk.target, live=False)
+            await self._hypervisors.detach(attachment.guest, attachment.volume_id, live=False)
 
     async def _seen(self, attachment: Attachment) -> GuestDisk | None:
         found = await self._hypervisors.guest(attachment.guest)

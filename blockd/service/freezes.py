@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -22,6 +22,7 @@ from blockd.catalog import Catalog, Transaction
 from blockd.domain.errors import (
     BlockdError,
     CatalogUnavailable,
+    FreezeNotBegun,
     GuestRefused,
     HypervisorUnreachable,
     StorageError,
@@ -34,6 +35,8 @@ log = structlog.get_logger()
 
 _FIRST_RETRY_S: Final = 1.0
 _LAST_RETRY_S: Final = 30.0
+#: A guest of a connection that is not configured any more is tried for so long.
+_GIVE_UP_S: Final = 3600.0
 
 
 @dataclass(slots=True)
@@ -152,6 +155,12 @@ class Freezes:
         async with AsyncExitStack() as alone:
             for key in sorted((guest.key for guest in guests), key=lambda key: key.domain_id):
                 await alone.enter_async_context(self._locks[key])
+            if (why := await self._journal(guests)) is not None:
+                if quiesce is Quiesce.REQUIRE:
+                    raise StorageError(f"quiesce: {why}")
+                quiet.reason = why
+                yield quiet
+                return
             async with self._frozen(guests, quiet, quiesce):
                 yield quiet
         if quiesce is Quiesce.REQUIRE and quiet.reason is not None:
@@ -162,18 +171,17 @@ class Freezes:
         self, guests: Sequence[Guest], quiet: Quiet, quiesce: Quiesce
     ) -> AsyncIterator[None]:
         began = time.monotonic()
+        counts: dict[GuestKey, int | None] = {}
         try:
-            await self._journal(guests)
-            began = time.monotonic()
-            counts = await self._freeze_all(guests, quiet)
+            await self._freeze_all(guests, quiet, counts)
             if quiesce is Quiesce.REQUIRE and quiet.reason is not None:
                 raise StorageError(f"quiesce: {quiet.reason}")
             yield
         finally:
-            thawed = await self._thaw_all(guests)
+            thawed = await self._thaw_all(guests, counts)
             quiet.settle(round((time.monotonic() - began) * 1000), self._max_freeze_s * 1000)
         for guest in guests:
-            if quiet.reason is None and (thawed.get(guest.key) or 0) < counts[guest.key]:
+            if quiet.reason is None and (thawed.get(guest.key) or 0) < (counts[guest.key] or 0):
                 quiet.spoil(f"domain {guest.name} was thawed by somebody else meanwhile")
 
     async def _to_freeze(self, volume_ids: Sequence[str], quiet: Quiet) -> list[Guest]:
@@ -186,6 +194,10 @@ class Freezes:
             return []
         except TimeoutError:
             quiet.reason = "libvirt does not answer"
+            return []
+        except Exception as err:  # whatever it is: a snapshot is not to fail for the guest's sake
+            log.exception("guests not known")
+            quiet.reason = f"what guests have the volume is not known: {err}"
             return []
         able = []
         for guest in guests:
@@ -207,54 +219,80 @@ class Freezes:
         found = await asyncio.gather(*(self._hypervisors.guest(key) for key in keys))
         return [guest for guest in found if guest is not None and _has_live(guest, wanted)]
 
-    async def _journal(self, guests: Sequence[Guest]) -> None:
-        """From here on each is thawed, whatever happens."""
+    async def _journal(self, guests: Sequence[Guest]) -> str | None:
+        """From here on each is thawed, whatever happens; else, why none of them may be frozen."""
         if self._watchdog is None:
-            raise StorageError("quiesce: there is no thaw watchdog, so nothing is frozen")
+            return "there is no thaw watchdog, so nothing is frozen"
 
         def add(tx: Transaction) -> None:
             for guest in guests:
                 tx.attachments.add_freeze(guest.key, guest.name)
 
-        await self._catalog.write("guests freezing", add)
         try:
+            await self._catalog.write("guests freezing", add)
             for guest in guests:
                 self._watchdog.arm(guest.key, self._max_freeze_s)
-        except OSError as err:
-            raise StorageError(f"quiesce: the thaw watchdog is gone: {err}") from err
+        except BaseException as err:  # nothing is frozen yet
+            await asyncio.shield(self._settle_all(guests))
+            if isinstance(err, OSError):
+                return f"the thaw watchdog is gone, so nothing is frozen: {err}"
+            raise
+        return None
 
-    async def _freeze_all(self, guests: Sequence[Guest], quiet: Quiet) -> dict[GuestKey, int]:
-        """How many file systems of each are frozen; `quiet.reason` says why not all are."""
+    async def _freeze_all(
+        self, guests: Sequence[Guest], quiet: Quiet, counts: dict[GuestKey, int | None]
+    ) -> None:
+        """How many file systems of each are frozen; `quiet.reason` says why not all are.
+
+        Args:
+            counts: is filled. None: nothing was done to this one. Who is not in it may be frozen.
+        """
         # No longer than they may be frozen: an agent that answers late would be frozen for nothing.
         timeout_s = min(self._agent_timeout_s * 2, self._max_freeze_s)
         outcomes = await asyncio.gather(
             *(self._hypervisors.freeze(guest.key, timeout_s) for guest in guests),
             return_exceptions=True,
         )
-        counts = {}
         for guest, outcome in zip(guests, outcomes, strict=True):
-            if isinstance(outcome, BlockdError):
+            if isinstance(outcome, int):
+                counts[guest.key] = outcome
+                if outcome == 0:
+                    quiet.reason = f"domain {guest.name} has no file system that can be frozen"
+            elif isinstance(outcome, Exception):
                 log.warning("guest not frozen", domain=guest.name, reason=str(outcome))
                 quiet.reason = str(outcome)
-            elif isinstance(outcome, BaseException):
+                if isinstance(outcome, FreezeNotBegun):
+                    counts[guest.key] = None
+            else:
                 raise outcome
-            elif outcome == 0:
-                quiet.reason = f"domain {guest.name} has no file system that can be frozen"
-            counts[guest.key] = outcome if isinstance(outcome, int) else 0
-        return counts
 
-    async def _thaw_all(self, guests: Sequence[Guest]) -> dict[GuestKey, int | None]:
+    async def _thaw_all(
+        self, guests: Sequence[Guest], counts: Mapping[GuestKey, int | None]
+    ) -> dict[GuestKey, int | None]:
         """Not to be cancelled, and never to fail: what is not thawed here is thawed later.
 
         How many file systems of each were frozen until now; None: it is not known.
         """
-        thawing = asyncio.gather(*(self._thaw_now(guest) for guest in guests))
-        try:
-            counts = await asyncio.shield(thawing)
-        except asyncio.CancelledError:
-            await thawing  # each has a deadline
-            raise
-        return {guest.key: count for guest, count in zip(guests, counts, strict=True)}
+        untouched = [one for one in guests if counts.get(one.key, 0) is None]
+        frozen = [one for one in guests if one not in untouched]
+        thawing = asyncio.gather(
+            self._settle_all(untouched),
+            *(self._thaw_now(guest) for guest in frozen),
+            return_exceptions=True,
+        )
+        cancelled: asyncio.CancelledError | None = None
+        while not thawing.done():  # each has a deadline
+            try:
+                await asyncio.shield(thawing)
+            except asyncio.CancelledError as err:
+                cancelled = err
+        if cancelled is not None:
+            raise cancelled
+        thawed = thawing.result()[1:]
+        return {
+            guest.key: count if isinstance(count, int) else None
+            for guest, count in zip(frozen, thawed, strict=True)
+        }
 
     async def _thaw_now(self, guest: Guest) -> int | None:
         self._names[guest.key] = guest.name
@@ -270,27 +308,53 @@ class Freezes:
         self._thawing[guest] = asyncio.create_task(self._thaw_until_done(guest), name="thaw")
 
     async def _thaw_until_done(self, guest: GuestKey) -> None:
-        retry_s = _FIRST_RETRY_S
-        while True:
-            async with self._locks[guest]:
-                if await self._thawed(guest) is not None:
-                    break
-            await asyncio.sleep(retry_s)
-            retry_s = min(retry_s * 2, _LAST_RETRY_S)
-        self._thawing.pop(guest, None)
+        retry_s, began = _FIRST_RETRY_S, time.monotonic()
+        try:
+            while True:
+                async with self._locks[guest]:
+                    if await self._thawed(guest) is not None:
+                        return
+                    if self._is_left(guest) and time.monotonic() - began > _GIVE_UP_S:
+                        log.warning("a guest is not thawed", domain=self._names[guest])
+                        await self._settle(guest)
+                        return
+                await asyncio.sleep(retry_s)
+                retry_s = min(retry_s * 2, _LAST_RETRY_S)
+        finally:
+            self._thawing.pop(guest, None)
+
+    def _is_left(self, guest: GuestKey) -> bool:
+        """Whether its connection is not configured any more: it may never be there again."""
+        return guest.uri not in self._hypervisors.uris
 
     async def _thawed(self, guest: GuestKey) -> int | None:
-        """One attempt; a guest that is not there, or does not run, is not frozen. None: failed."""
+        """One attempt, which raises nothing; None: it failed.
+
+        A guest that is not there, or does not run, is not frozen.
+        """
         count = 0
         try:
             count = await self._hypervisors.thaw(guest, self._agent_timeout_s * 2)
-        except (GuestRefused, HypervisorUnreachable) as err:
-            if not await self._is_gone(guest):
+        except Exception as err:  # whatever it is, the next attempt may do
+            if not isinstance(err, BlockdError):
+                log.exception("guest not thawed", domain=self._names[guest])
+            elif not await self._is_gone(guest):
                 log.warning("guest not thawed", domain=self._names[guest], reason=str(err))
-                return None
-        except Exception:
-            log.exception("guest not thawed", domain=self._names[guest])
+            else:
+                await self._settle(guest)
+                return 0
             return None
+        await self._settle(guest)
+        return count
+
+    async def _settle_all(self, guests: Sequence[Guest]) -> None:
+        """None of them is frozen by us, but who is still to be thawed."""
+        for guest in guests:
+            if guest.key not in self._thawing:
+                await self._settle(guest.key)
+
+    async def _settle(self, guest: GuestKey) -> None:
+        """It is not frozen; raises nothing."""
         try:
             if self._watchdog is not None:
                 self._watchdog.disarm(guest)
@@ -302,15 +366,16 @@ class Freezes:
             )
         except CatalogUnavailable as err:  # the next start thaws it once more, which does nothing
             log.warning("that a guest is thawed is not noted", reason=str(err))
-        return count
+        except Exception:
+            log.exception("that a guest is thawed is not noted")
 
     async def _is_gone(self, guest: GuestKey) -> bool:
-        if guest.uri not in self._hypervisors.uris:
-            return True
+        """Raises nothing; whoever cannot be seen may be there."""
         try:
             async with asyncio.timeout(self._agent_timeout_s * 2):
                 found = await self._hypervisors.guest(guest)
-        except (GuestRefused, HypervisorUnreachable, TimeoutError):
+        except Exception as err:  # noqa: BLE001 - whatever it is, it is not known to be gone
+            log.warning("guest not seen", domain=self._names.get(guest), reason=str(err))
             return False
         return found is None or not found.is_active
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from blockd.domain.guest import DiskOrder, Guest, GuestKey
+from blockd.domain.guest import DiskOrder, Guest, GuestKey, Sighting
 
 
 class Hypervisors(Protocol):
@@ -16,12 +16,12 @@ class Hypervisors(Protocol):
         """The connections' URIs."""
 
     def problems(self) -> Sequence[str]:
-        """A line for each connection that there is not just now."""
+        """A line for each connection that there is not just now, or domain that is not known."""
 
-    async def changed(self) -> None:
-        """Wait until a guest, or a connection, may have changed since this last returned."""
+    async def changed(self, uri: str) -> None:
+        """Wait until a guest, or the connection, may have changed since this last returned."""
 
-    async def guests(self, uri: str) -> Sequence[Guest]:
+    async def guests(self, uri: str) -> Sighting:
         """Every domain of one connection.
 
         Raises:
@@ -51,23 +51,24 @@ class Hypervisors(Protocol):
             HypervisorUnreachable: it does not answer; whether it was done is seen by `guests`.
         """
 
-    async def detach(self, guest: GuestKey, target: str, *, live: bool) -> None:
+    async def detach(self, guest: GuestKey, volume_id: str, *, live: bool) -> None:
         """Take a disk out of the definition, or, with `live`, ask the running guest to let it go.
 
         The latter has been done when the guest's disks, as of `guests`, no longer say `live`.
         Raises as `attach`.
         """
 
-    async def resize(self, guest: GuestKey, target: str, size_bytes: int) -> None:
+    async def resize(self, guest: GuestKey, volume_id: str, size_bytes: int) -> None:
         """Tell the guest, if it runs, that its disk has so many bytes now. Raises as `attach`."""
 
-    async def limit(self, guest: GuestKey, target: str, iops: int | None) -> None:
-        """Bound the disk's operations a second; None: no bound. Raises as `attach`."""
+    async def limit(self, guest: GuestKey, volume_id: str, iops: int) -> None:
+        """Bound the disk's operations a second. Raises as `attach`."""
 
     async def freeze(self, guest: GuestKey, timeout_s: float) -> int:
         """Have the guest agent freeze all file systems; answers how many are.
 
         Raises:
+            FreezeNotBegun: the agent does not take the command: nothing was frozen by it.
             GuestRefused: the agent says no, or nothing. Some file systems may be frozen.
             HypervisorUnreachable: the same.
         """

@@ -8,10 +8,12 @@ answer, the rows stay as they were last seen, and health says so.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import structlog
@@ -31,6 +33,8 @@ log = structlog.get_logger()
 _LOOK_S: Final = 60.0
 #: A domain's events may all be late while its guest is busy letting go of a disk.
 _NEXT_LOOK_S: Final = 1.0
+#: Looks follow one another no sooner than they take themselves, but for this.
+_LONGEST_REST_S: Final = 10.0
 
 _Use = tuple[GuestKey, str]
 _Seen = tuple[Guest, GuestDisk]
@@ -41,33 +45,43 @@ class GuestWatch:
 
     def __init__(self, catalog: Catalog, hypervisors: Hypervisors) -> None:
         self._catalog, self._hypervisors = catalog, hypervisors
-        # Volumes that verbs are about, whose rows are theirs to settle; and how often one has begun
-        # or ended: what was looked at meanwhile is out of date.
+        # Volumes that verbs are about, whose rows are theirs to settle, how many at once; and for
+        # each when a verb began or ended last: what was looked at before that is out of date.
         self._carried_out: Counter[str] = Counter()
-        self._turns = 0
+        self._turns, self._last_turn = 0, dict[str, int]()
+        self._looking: dict[str, int] = {}
         self._looked = asyncio.Condition()
-        # What a guest was told of a volume last: its size, and its bound of operations a second.
-        self._told: dict[_Use, tuple[int, int | None]] = {}
-        self._changes = asyncio.Event()
-        catalog.told.append(self._changes.set)
+        # Of each connection: the disks as they were seen last, and what guests would not be told of
+        # them since. And for each disk the size that its guest was told.
+        self._seen: dict[str, Mapping[_Use, _Seen]] = {}
+        self._put_off: dict[str, set[tuple[_Use, str]]] = {}
+        self._told: dict[_Use, int] = {}
+        self._changes = {uri: asyncio.Event() for uri in hypervisors.uris}
+        catalog.told.append(self._tell_all)
 
     def was_told(self, guest: GuestKey, volume: Volume) -> None:
         """A guest has just been given the volume as it is."""
-        self._told[guest, volume.id] = (volume.size_bytes, volume.perf_iops)
+        self._told[guest, volume.id] = volume.size_bytes
 
     @contextmanager
     def leaving(self, volume_id: str) -> Iterator[None]:
         """Leave the volume's rows to a verb, for the length of the block."""
         self._carried_out[volume_id] += 1
-        self._turns += 1
+        self._turn(volume_id)
         try:
             yield
         finally:
             self._carried_out[volume_id] -= 1
-            self._turns += 1
+            self._turn(volume_id)
+
+    def _turn(self, volume_id: str) -> None:
+        self._turns += 1
+        self._last_turn[volume_id] = self._turns
+        if not self._carried_out[volume_id]:
+            del self._carried_out[volume_id]
 
     async def next_look(self) -> None:
-        """Wait until all guests were looked at once more, but no longer than a second."""
+        """Wait until some guests were looked at once more, but no longer than a second."""
         async with self._looked:
             try:
                 async with asyncio.timeout(_NEXT_LOOK_S):
@@ -92,118 +106,162 @@ class GuestWatch:
             log.warning("attachments of connections not configured any more", count=count)
 
     async def run(self) -> None:
-        """Keep the rows, and what guests know of their disks, true: until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow_guests())
-            group.create_task(self._follow_volumes())
+        """Keep the rows, and what guests know of their disks, true: until cancelled.
 
-    async def _follow_guests(self) -> None:
-        while True:
+        Each connection for itself: one that does not answer holds up no other.
+        """
+        async with asyncio.TaskGroup() as group:
             for uri in self._hypervisors.uris:
-                await self._look(uri)
+                group.create_task(self._follow_guests(uri), name=f"guests of {uri}")
+                group.create_task(self._follow_volumes(uri), name=f"volumes of {uri}")
+
+    async def _follow_guests(self, uri: str) -> None:
+        while True:
+            began = time.monotonic()
+            await self._look(uri)
             async with self._looked:
                 self._looked.notify_all()
+            # Thousands of domains take seconds, and events may come without end.
+            await asyncio.sleep(min(time.monotonic() - began, _LONGEST_REST_S))
             try:
                 async with asyncio.timeout(_LOOK_S):
-                    await self._hypervisors.changed()
+                    await self._hypervisors.changed(uri)
             except TimeoutError:
                 continue
 
-    async def _follow_volumes(self) -> None:
+    async def _follow_volumes(self, uri: str) -> None:
         while True:
-            await self._changes.wait()
-            self._changes.clear()
+            await self._changes[uri].wait()
+            self._changes[uri].clear()
             try:
-                await self._tell_guests()
+                await self._tell_guests(uri)
             except BlockdError as err:
                 log.warning("guests are not told of their disks", reason=str(err))
             except Exception:
                 log.exception("guests are not told of their disks")
 
+    def _tell_all(self) -> None:
+        for changes in self._changes.values():
+            changes.set()
+
     async def _look(self, uri: str) -> None:
         """Make the rows of one connection say what its guests have."""
-        turns = self._turns
+        self._looking[uri] = turn = self._turns
         try:
-            guests = await self._hypervisors.guests(uri)
+            sighting = await self._hypervisors.guests(uri)
             seen = {
                 (guest.key, disk.volume_id): (guest, disk)
-                for guest in guests
+                for guest in sighting.guests
                 for disk in guest.disks
             }
+            unseen = sighting.unseen.keys()
             seen, known = await self._catalog.read(lambda tx: (_known(tx, seen), _rows(tx, uri)))
-            if self._differs(seen, known):
+            if self._differs(seen, unseen, known):
                 await self._catalog.write(
-                    "attachments seen", lambda tx: self._adopt(tx, uri, seen, turns)
+                    "attachments seen", lambda tx: self._adopt(tx, uri, seen, unseen, turn)
                 )
-            await self._tell_guests(seen)
+            self._seen[uri], self._put_off[uri] = seen, set()
+            self._changes[uri].set()
         except BlockdError as err:
             log.debug("guests not seen", uri=uri, reason=str(err))
         except Exception:
             log.exception("guests not seen", uri=uri)  # whatever it was, the next look may do
+        finally:
+            del self._looking[uri]
+            oldest = min(self._looking.values(), default=self._turns)
+            self._last_turn = {
+                volume_id: at for volume_id, at in self._last_turn.items() if at > oldest
+            }
 
-    def _differs(self, seen: Mapping[_Use, _Seen], rows: Mapping[_Use, Attachment]) -> bool:
-        at_rest = {use: row for use, row in rows.items() if not self._carried_out[row.volume_id]}
+    def _differs(
+        self,
+        seen: Mapping[_Use, _Seen],
+        unseen: Collection[GuestKey],
+        rows: Mapping[_Use, Attachment],
+    ) -> bool:
+        at_rest = {
+            use: row
+            for use, row in rows.items()
+            if row.volume_id not in self._carried_out and row.guest not in unseen
+        }
         return any(use not in rows for use in seen) or any(
             use not in seen or row != _as_seen(row, *seen[use]) for use, row in at_rest.items()
         )
 
-    def _adopt(self, tx: Transaction, uri: str, seen: Mapping[_Use, _Seen], turns: int) -> None:
-        if turns != self._turns:
-            return  # a verb has changed something since: whatever it was, libvirt tells of it
+    def _adopt(
+        self,
+        tx: Transaction,
+        uri: str,
+        seen: Mapping[_Use, _Seen],
+        unseen: Collection[GuestKey],
+        turn: int,
+    ) -> None:
+        """Args: `turn`: the last one when the look began; `unseen`: nothing is known of them."""
         rows = _rows(tx, uri)
         for use, row in rows.items():
-            if self._carried_out[row.volume_id]:
+            # What a verb has changed since: whatever it was, libvirt tells of it.
+            if row.guest in unseen or self._is_stale(row.volume_id, turn):
                 continue
             if use not in seen:
                 forget(tx, row)
             elif row != (now := _as_seen(row, *seen[use])):
                 tx.attachments.put(now)
         for (key, volume_id), (guest, disk) in seen.items():
-            if (key, volume_id) not in rows:
+            if (key, volume_id) not in rows and not self._is_stale(volume_id, turn):
                 log.info("volume seen attached", volume_id=volume_id, domain=guest.name)
                 made = AttachmentStatus.ATTACHED, now_timestamp()
                 tx.attachments.put(
                     Attachment(new_id(), volume_id, key, guest.name, disk.target, *made)
                 )
 
-    async def _tell_guests(self, seen: Mapping[_Use, _Seen] | None = None) -> None:
+    def _is_stale(self, volume_id: str, turn: int) -> bool:
+        """Whether a verb is at the volume, or has been since `turn`."""
+        return volume_id in self._carried_out or self._last_turn.get(volume_id, 0) > turn
+
+    async def _tell_guests(self, uri: str) -> None:
         """Guests learn of what has become of their disks: larger, or other performance.
 
-        Args:
-            seen: the guests as they were just looked at: who has not been told anything yet, by
-                this daemon, is told now. None: only who was told before.
+        The size is told to whom it was not told yet by this daemon, as libvirt does not say what a
+        guest knows. What a disk is bound to, libvirt says.
         """
-        if not self._hypervisors.uris:
-            return
-        rows = await self._catalog.read(lambda tx: tx.attachments.told_of())
-        for attachment, size_bytes, perf_iops in rows:
-            use, now = (attachment.guest, attachment.volume_id), (size_bytes, perf_iops)
-            before = self._told.get(use)
-            if self._carried_out[attachment.volume_id] or before == now:
+        seen = self._seen.get(uri, {})
+        for attachment, size_bytes, perf_iops in await self._catalog.read(
+            lambda tx: tx.attachments.told_of()
+        ):
+            use = attachment.guest, attachment.volume_id
+            if use not in seen or use[1] in self._carried_out:
                 continue
-            found = None if seen is None else seen.get(use)
-            if before is None and found is None:
-                continue
-            await self._tell_guest(attachment, before, now)
+            _, disk = seen[use]
+            if perf_iops is not None and disk.iops != perf_iops:
+                limit = partial(self._hypervisors.limit, *use, perf_iops)
+                if await self._tell(uri, use, f"at most {perf_iops} IO/s", limit):
+                    self._bound(uri, use, perf_iops)
+            if disk.live and self._told.get(use) != size_bytes:
+                resize = partial(self._hypervisors.resize, *use, size_bytes)
+                if await self._tell(uri, use, f"{size_bytes} bytes", resize):
+                    self._told[use] = size_bytes
 
-    async def _tell_guest(
-        self,
-        attachment: Attachment,
-        before: tuple[int, int | None] | None,
-        now: tuple[int, int | None],
-    ) -> None:
-        place = attachment.guest, attachment.target
+    async def _tell(
+        self, uri: str, use: _Use, what: str, call: Callable[[], Awaitable[None]]
+    ) -> bool:
+        """Whether it was told; if not, it is tried again after the next look, in a minute or so."""
+        if (use, what) in self._put_off[uri]:
+            return False
         try:
-            if before is None or before[0] != now[0]:
-                await self._hypervisors.resize(*place, now[0])
-            if before is not None and before[1] != now[1]:
-                await self._hypervisors.limit(*place, now[1])
+            await call()
         except (GuestRefused, HypervisorUnreachable) as err:
-            # Tried again when it is looked at next, within a minute.
-            log.warning("guest not told", volume_id=attachment.volume_id, reason=str(err))
-            return
-        self._told[attachment.guest, attachment.volume_id] = now
-        log.info("guest told of its disk", volume_id=attachment.volume_id, size_bytes=now[0])
+            self._put_off[uri].add((use, what))
+            log.warning("guest not told", volume_id=use[1], what=what, reason=str(err))
+            return False
+        log.info("guest told of its disk", volume_id=use[1], what=what)
+        return True
+
+    def _bound(self, uri: str, use: _Use, iops: int) -> None:
+        """As if it had been seen so already: the next look may be a minute away."""
+        seen = self._seen.get(uri, {})
+        if use in seen:
+            guest, disk = seen[use]
+            self._seen[uri] = {**seen, use: (guest, replace(disk, iops=iops))}
 
 
 def _rows(tx: Transaction, uri: str) -> dict[_Use, Attachment]:

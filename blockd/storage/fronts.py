@@ -237,7 +237,7 @@ class Fronts:
         began = time.monotonic()
         try:
             for uuid in uuids:
-                self._watchdog.tell(f"arm {self._max_suspend_s} {uuid}")
+                self._watchdog.arm(uuid, self._max_suspend_s)
         except OSError as err:
             raise StorageError(f"the front watchdog is gone, nothing is suspended: {err}") from err
         suspending = {
@@ -286,7 +286,7 @@ class Fronts:
             await self.in_thread(lambda: self._mapper.clear(uuid))
         await self.in_thread(lambda: self._mapper.resume(uuid))
         with suppress(OSError):  # the watchdog is gone, but the front is resumed
-            self._watchdog.tell(f"disarm {uuid}")
+            self._watchdog.disarm(uuid)
 
     async def _make(self, volume_id: str, lower: Lower, size_bytes: int) -> None:
         uuid = self._uuid(volume_id)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from blockd.domain.effects import SideEffects
-from blockd.host.command import companion
+from blockd.host.command import Companion
 from blockd.storage import front_watchdog
 from blockd.storage.dm import open_device_mapper
 from blockd.storage.lvm_commands import LvmCommands
@@ -38,7 +38,7 @@ async def _no_search() -> None:
 @asynccontextmanager
 async def surroundings(effects: SideEffects) -> AsyncIterator[Surroundings]:
     """What a driver has around it in the daemon."""
-    watchdog = companion([sys.executable, "-I", "-S", front_watchdog.__file__])
+    watchdog = Companion([sys.executable, "-I", "-S", front_watchdog.__file__])
     with open_device_mapper(effects) as mapper:
         async with watchdog as process:
             yield Surroundings(

@@ -31,11 +31,11 @@ class Gate(asyncio.Event):
 
 @asynccontextmanager
 async def with_guests(
-    root: Path, uri: str, *, max_freeze_s: float = 10.0, driver: FileDriver | None = None
+    root: Path, *uris: str, max_freeze_s: float = 10.0, driver: FileDriver | None = None
 ) -> AsyncIterator[Running]:
     """The service, once it is connected."""
     config = file_config(root)
-    told = {**_SETTINGS, "uris": (uri,), "max_freeze": max_freeze_s}
+    told = {**_SETTINGS, "uris": uris, "max_freeze": max_freeze_s}
     daemon = config.daemon.model_copy(update={"stop_timeout": 0.1})
     config = config.model_copy(
         update={"libvirt": config.libvirt.model_copy(update=told), "daemon": daemon}

@@ -74,12 +74,20 @@ class LibvirtDaemon:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
-    def domain(self, name: str, volume_ids: Sequence[str] = (), *, agent: bool = True) -> Any:
-        """A running, transient domain with these volumes as its disks."""
+    def domain(
+        self,
+        name: str,
+        volume_ids: Sequence[str] = (),
+        *,
+        agent: bool = True,
+        source: str | None = None,
+    ) -> Any:
+        """A running, transient domain with these volumes, and a `source`, as its disks."""
+        paths = [f"/dev/blockd/{id_}" for id_ in volume_ids] + ([source] if source else [])
         disks = "".join(
-            f"<disk type='block'><source dev='/dev/blockd/{id_}'/>"
+            f"<disk type='block'><source dev='{path}'/>"
             f"<target dev='vd{'abcdefghij'[number]}' bus='virtio'/></disk>"
-            for number, id_ in enumerate(volume_ids)
+            for number, path in enumerate(paths)
         )
         return self._kept.createXML(
             f"<domain type='test'><name>{name}</name><memory>65536</memory>"

@@ -69,9 +69,9 @@ async def test_survivor_that_does_not_end_is_named() -> None:
     await child.wait(10)
 
 
-def test_companion_reads_lines_and_ends_with_its_stdin() -> None:
-    with Companion(["/bin/sh", "-c", "while read -r line; do :; done"]) as running:
-        running.tell("hello")
+async def test_companion_reads_lines_and_ends_with_its_stdin() -> None:
+    async with Companion(["/bin/sh", "-c", "while read -r line; do :; done"]) as running:
+        running.arm("hello", 1.0)
         pid = running.pid
         assert pid is not None
         os.kill(pid, 0)
@@ -79,18 +79,40 @@ def test_companion_reads_lines_and_ends_with_its_stdin() -> None:
         os.kill(pid, 0)
 
 
-def test_companion_that_died_is_replaced_when_it_is_needed(tmp_path: Path) -> None:
+async def test_companion_that_died_is_replaced_by_one_that_knows_all_that_is_armed(
+    tmp_path: Path,
+) -> None:
     heard = tmp_path / "heard"
     script = f"while read -r line; do echo $$ $line >>{heard}; done"
-    with Companion(["/bin/sh", "-c", script]) as running:
+    async with Companion(["/bin/sh", "-c", script]) as running:
+        running.arm("early", 100)
+        running.arm("over", 100)
+        running.disarm("over")
         first = running.pid
         assert first is not None
         os.kill(first, signal.SIGKILL)
         os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
-        running.tell("hello")
+        heard.unlink(missing_ok=True)
+        running.arm("late", 200)
         assert running.pid != first
         second = running.pid
-    assert heard.read_text() == f"{second} hello\n"
+    told = [line.split() for line in heard.read_text().splitlines()]
+    assert [(pid, verb, what) for pid, verb, _, what in told] == [
+        (f"{second}", "arm", "early"),
+        (f"{second}", "arm", "late"),
+    ]
+    assert 99 < float(told[0][2]) <= 100
+
+
+async def test_companion_with_something_left_to_do_is_left_alone(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    script = f"while read -r line; do :; done; sleep 1.5; touch {done}"
+    async with Companion(["/bin/sh", "-c", script]):
+        pass
+    assert not done.exists()
+    async with asyncio.timeout(20):
+        while not done.exists():
+            await asyncio.sleep(0.05)
 
 
 def test_missing_tool_is_named_with_its_package() -> None:
