@@ -91,6 +91,8 @@ class LvmRunner:
             **({} if udev else {"DM_DISABLE_UDEV": "1"}),
         }
         self._system_dir = system_dir
+        #: How many commands did not end well, so far.
+        self.failures = 0
         #: Is asked to get a thin device out of LVM's way; whether it did (`thin_collision.py`).
         self.clear_way: Callable[[int], Awaitable[bool]] | None = None
 
@@ -208,6 +210,7 @@ class LvmRunner:
             try:
                 output = await child.wait(deadline_s)
             except TimeoutError:
+                self.failures += 1
                 raise StorageOverdue(f"{verb} did not end within {deadline_s:g} s") from None
             finally:
                 if child.has_ended:
@@ -222,6 +225,7 @@ class LvmRunner:
         finally:
             self._effects.after(name)
         if output.returncode != 0:
+            self.failures += 1
             raise LvmFailed(verb, output)
         return output
 

@@ -147,7 +147,10 @@ class LvmThin(InstantDisks, LvmGroups):
 
     async def erase(self, disks: Sequence[str]) -> None:
         if disks:
-            await self._lvm.remove(disks, self._tag)
+            await self._collision.remove(disks)
+
+    async def _remove_remains(self, remains: LogicalVolume) -> None:
+        await self._collision.remove([remains.name])
 
     # reading and writing them ourselves
 

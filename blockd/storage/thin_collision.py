@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
@@ -59,6 +59,10 @@ class ThinCollision:
         self._pool, self._pool_uuid, self._tag = pool, pool_uuid, tag
         self._lvm, self._mapper, self._status = lvm, mapper, status
         self._is_clearing = False
+        # How many LVM commands had failed when LVM's text was seen to have no message that the
+        # kernel has heard; and devices whose removal may have been lost behind one.
+        self._checked_at: int | None = None
+        self._maybe_left: set[int] = set()
 
     async def clear_way(self, device_id: int) -> bool:
         """As `LvmCommands.clear_way`: a command failed because of this device. Never raises."""
@@ -109,6 +113,34 @@ class ThinCollision:
             for device_id in removed:
                 await self._tell(f"delete {device_id}", passes=errno.ENODATA)
             await self._tell(f"set_transaction_id {transaction_id} {transaction_id + 1}")
+
+    async def remove(self, lvs: Sequence[str]) -> None:
+        """Remove LVs of ours, as `LvmCommands.remove`, and see that their devices go with them.
+
+        A message that is still in LVM's text when the kernel has heard it, as a power cut or a
+        crash between the two leaves it, swallows the next removal: LVM puts that behind it, takes
+        the transaction id, which agrees, for a sign that all was heard, and forgets both (2.03.16).
+        """
+        if self._checked_at != self._lvm.failures:
+            failures = self._lvm.failures
+            text, transaction_id = await self._look()
+            if text.has_heard(transaction_id):
+                self._maybe_left |= {lv.device_id for lv in text.lvs if lv.name in lvs}
+            self._checked_at = failures
+        try:
+            await self._lvm.remove(lvs, self._tag)
+        finally:
+            if self._maybe_left:
+                await self._drop_left()
+
+    async def _drop_left(self) -> None:
+        text, transaction_id = await self._look()
+        left = self._maybe_left - {lv.device_id for lv in text.lvs}
+        async with self._undisturbed(transaction_id):
+            for device_id in left:
+                if await self._tell(f"delete {device_id}", passes=errno.ENODATA):
+                    log.warning("LVM had lost a removal", pool=self._pool, thin_id=device_id)
+        self._maybe_left.clear()
 
     async def set_aside_unknown(self, device_id: int) -> bool:
         """Give a device that LVM does not know a number out of its reach; False if LVM does."""

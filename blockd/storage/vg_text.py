@@ -66,6 +66,11 @@ class PoolText:
             and [other.device_id for other in self.lvs].count(lv.device_id) == 1
         ]
 
+    def has_heard(self, kernel_transaction_id: int) -> bool:
+        """Whether messages stand there that the kernel has had, all of them."""
+        is_owed = bool(self.awaited or self.removed)
+        return is_owed and self.transaction_id == kernel_transaction_id
+
     def owed_removals(self, kernel_transaction_id: int) -> tuple[int, ...]:
         """The devices whose LVs are gone for good, and that the kernel has still to let go of.
 

@@ -198,3 +198,29 @@ def test_thin_device_unknown_to_lvm_is_shown_by_no_new_volume_and_its_data_is_ke
         api.idle()
         expect_agreement(place)
         expect_no_stray(place)
+
+
+def test_removal_behind_a_message_that_the_kernel_has_heard_leaves_no_device(place: Place) -> None:
+    with Daemon(place) as daemon:
+        volume_id, snapshot_id = prepare(daemon.api)
+        daemon.api.block("DELETE", f"snapshots/{snapshot_id}")
+        daemon.api.idle()
+        other_id = daemon.api.create_volume("other", SIZE)
+    place.lvm("lvcreate", "-y", "-V", "8m", "--thinpool", "pool", "-an", "-n", "stray", VG)
+    thin_id = thin_kernel.lvm_ids(place)["stray"]
+    thin_kernel.leave_heard_message(place)
+    place.lvm("lvremove", "--yes", f"{VG}/stray")
+    assert thin_id in thin_kernel.thin_ids()  # LVM by itself loses it
+    thin_kernel.tell_pool(f"delete {thin_id}")
+
+    thin_kernel.leave_heard_message(place)
+    lv, other_lv = f"blockd-{volume_id}", f"blockd-{other_id}"
+    with Daemon(dataclasses.replace(place, trash_keep="0s")) as daemon:
+        daemon.api.block("DELETE", f"volumes/{volume_id}")
+        until(lambda: lv not in thin_kernel.lvm_ids(place))
+        until(lambda: "LVM had lost a removal" in daemon.log.read_text())
+        expect_no_stray(place)
+        daemon.api.block("DELETE", f"volumes/{other_id}")
+        until(lambda: other_lv not in thin_kernel.lvm_ids(place))
+        expect_agreement(place)
+    expect_no_stray(place)

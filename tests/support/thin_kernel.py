@@ -57,11 +57,24 @@ def cut_short(place: Place, lv: str) -> None:
     """
     before = transaction_id() - 1
     tell_pool(f"set_transaction_id {before + 1} {before}")
+    _leave_message(place, f'create = "{lv}"')
+
+
+def leave_heard_message(place: Place) -> None:
+    """Make LVM's text look as after a power cut between the last two steps of a removal.
+
+    The kernel has removed the device, and its transaction id says so; the message that told it is
+    still in the text. Number 16000000 was never given to any device.
+    """
+    _leave_message(place, "delete = 16000000")
+
+
+def _leave_message(place: Place, message: str) -> None:
     path = Path(f"{place.run}/vg.text")
     place.lvm("vgcfgbackup", "--file", str(path), VG)
     text, count = re.subn(
         r"^(\s*)zero_new_blocks = 1$",
-        rf'\g<0>\n\1message1 {{\n\1\tcreate = "{lv}"\n\1}}',
+        rf"\g<0>\n\1message1 {{\n\1\t{message}\n\1}}",
         path.read_text("utf-8"),
         flags=re.MULTILINE,
     )

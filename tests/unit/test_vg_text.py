@@ -21,6 +21,7 @@ def test_pool_with_a_creation_that_the_kernel_has_not_confirmed() -> None:
     assert snap.tags == {"blockd.x"}
     assert one.tags == {"blockd.x", "foo"}
     assert pool.cut_short(1) == [snap]
+    assert [pool.has_heard(kernel) for kernel in (1, 2, 3)] == [False, True, False]
 
 
 @pytest.mark.parametrize(
