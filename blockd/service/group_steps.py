@@ -35,6 +35,14 @@ class _Taken:
     quiet: Quiet
 
 
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A snapshot to be taken, and the disk that its volume has now."""
+
+    row: Snapshot
+    of_disk: str
+
+
 class GroupSteps:
     """The verb `create_group`, within the turns of all classes that it concerns."""
 
@@ -47,24 +55,25 @@ class GroupSteps:
         Raises:
             StorageError: storage refused; `give_up` decides what follows.
         """
-        rows = await self._catalog.read(lambda tx: unfinished_members(tx, intent))
-        taken = None
-        try:
-            if rows:
-                taken = await self._take(intent, _by_class(intent, rows))
-        finally:
-            for name in intent.classes:
-                self._classes[name].promised.pop(intent.resource_id, None)
+        members = await self._catalog.read(lambda tx: _members(tx, intent))
+        taken = await self._take(intent, members) if members else None
+        self._forget_promise(intent)
 
         def created(tx: Transaction) -> None:
             if taken is not None:
-                _settle(tx, intent, taken)
+                _settle(tx, intent, members, taken)
             tx.remove_intent(intent)
 
         await self._catalog.write("group created", created)
 
-    async def _take(self, intent: Intent, by_class: ByClass) -> _Taken:
+    def _forget_promise(self, intent: Intent) -> None:
+        """Not before it is taken or given up: an attempt that will be tried again needs it."""
+        for name in intent.classes:
+            self._classes[name].promised.pop(intent.resource_id, None)
+
+    async def _take(self, intent: Intent, members: Sequence[_Member]) -> _Taken:
         """What an earlier attempt left makes the first one fail; then once more, from nothing."""
+        by_class = _by_class(intent, members)
         quiesce, begun = Quiesce(intent.text("quiesce")), list[str]()
         try:
             return await self._take_once(by_class, quiesce, begun)
@@ -120,17 +129,40 @@ class GroupSteps:
                     erasures.append(add_erase(tx, name, disks, []))
             return erasures
 
-        return await self._catalog.write("group failed", failed)
+        erasures = await self._catalog.write("group failed", failed)
+        self._forget_promise(intent)
+        return erasures
 
 
-def _settle(tx: Transaction, intent: Intent, taken: _Taken) -> None:
+def _settle(tx: Transaction, intent: Intent, members: Sequence[_Member], taken: _Taken) -> None:
     """All of them are available in the same moment."""
     now, quiet = now_timestamp(), taken.quiet
+    size_bytes = {member.row.id: member.row.size_bytes for member in members}
     for row in unfinished_members(tx, intent):
         status = move("snapshot", row.id, row.status, Event.CREATED)
         made = replace(row, consistency=quiet.consistency, frozen_ms=quiet.frozen_ms)
+        made = replace(made, size_bytes=size_bytes[row.id])
         tx.put_snapshot(replace(made, status=status, updated_at=now))
     tx.groups.taken(intent.resource_id, taken.suspended_ms)
+
+
+def _members(tx: Transaction, intent: Intent) -> list[_Member]:
+    """Those that are to be taken, with disks and sizes as they are in the turns.
+
+    Not as they were when it was asked for: while it waited for its turns, a volume may have been
+    reverted or grown, and the others written to since. One that is erased is as it was.
+    """
+    from_disks = intent.args["from_disks"]
+    if not isinstance(from_disks, dict):
+        raise TypeError(f"intent {intent.id} of a group names no disks")
+    members = []
+    for row in unfinished_members(tx, intent):
+        volume = None if row.volume_id is None else tx.volume(row.volume_id)
+        if volume is None:
+            members.append(_Member(row, str(from_disks[row.id])))
+        else:
+            members.append(_Member(replace(row, size_bytes=volume.size_bytes), volume.disk))
+    return members
 
 
 def unfinished_members(tx: Transaction, intent: Intent) -> list[Snapshot]:
@@ -139,13 +171,10 @@ def unfinished_members(tx: Transaction, intent: Intent) -> list[Snapshot]:
     return [row for row in rows if row is not None and row.status is CREATING]
 
 
-def _by_class(intent: Intent, rows: Sequence[Snapshot]) -> ByClass:
+def _by_class(intent: Intent, members: Sequence[_Member]) -> ByClass:
     """In the order of the classes' names, in which their fronts are suspended, too."""
-    from_disks = intent.args["from_disks"]
-    if not isinstance(from_disks, dict):
-        raise TypeError(f"intent {intent.id} of a group names no disks")
     by_class: dict[str, list[Picture]] = {name: [] for name in intent.classes}
-    for row in rows:
-        picture = Picture(row.disk, str(from_disks[row.id]), row.volume_id or "")
-        by_class[row.storage_class].append(picture)
+    for member in members:
+        picture = Picture(member.row.disk, member.of_disk, member.row.volume_id or "")
+        by_class[member.row.storage_class].append(picture)
     return by_class

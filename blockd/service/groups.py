@@ -64,19 +64,24 @@ class Groups:
             NoRoom: there is too little for all of them.
             GroupFailed: storage refused, or it took too long: there is none of them.
         """
-        if new.quiesce is Quiesce.REQUIRE:
-            await self._freezes.check(new.volume_ids)
         project_id = self._tenancy.project(new.project_id, "snapshot")
         by_class = await self._check(new)
+        if new.quiesce is Quiesce.REQUIRE:
+            await self._freezes.check(new.volume_ids)
         group_id = new_id()
 
         def begin(tx: Transaction) -> _Begun:
             return self._begin(tx, new, project_id, group_id, remember)
 
+        needed = [
+            (each, sum(each.driver.snapshot_bytes(volume.size_bytes) for volume in volumes))
+            for each, volumes in by_class
+        ]
+        if len(needed) > 1:
+            for storage_class, needs_bytes in needed:
+                await self._trash.check_room(storage_class, "snapshot", needs_bytes)
         async with AsyncExitStack() as stack:
-            for storage_class, volumes in by_class:
-                needs = storage_class.driver.snapshot_bytes
-                needs_bytes = sum(needs(volume.size_bytes) for volume in volumes)
+            for storage_class, needs_bytes in needed:
                 await stack.enter_async_context(
                     self._trash.room(storage_class, "snapshot", group_id, needs_bytes)
                 )

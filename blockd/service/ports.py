@@ -36,10 +36,14 @@ class StorageDriver(Protocol):
     def traits(self) -> ClassTraits:
         """What the class is like."""
 
-    def turn(self) -> AbstractAsyncContextManager[None]:
+    def turn(self, *, holds_another: bool = False) -> AbstractAsyncContextManager[None]:
         """The right to change this class's disks; first come, first served. Not re-entrant.
 
         Held on, after the caller left, while a storage command of his still runs.
+
+        Args:
+            holds_another: the caller holds another class's turn meanwhile, so he goes before those
+                who hold none.
         """
 
     async def create(self, disk: str, size_bytes: int) -> None:

@@ -35,6 +35,7 @@ from blockd.domain.units import GIB
 from blockd.domain.volume import Device, OpenDisk
 from blockd.service.ports import FrontSpec
 from blockd.storage.instant import InstantDisks
+from blockd.storage.vg_queue import VgQueue
 from tests.support.file_pool import EXTENT_BYTES, FilePool, whole_extents
 
 _WITHIN_TURN = frozenset(
@@ -107,12 +108,12 @@ class FileDriver(FilePool, InstantDisks):
         self._disks, self._tags, self._fronts = root / "disks", root / "tags", root / "dev"
         for directory in (self._disks, self._tags, self._fronts):
             directory.mkdir(parents=True, exist_ok=True)
-        self._turn = asyncio.Lock()
+        self._queue = VgQueue(lambda _: None)
         self.copy = root / "copy"
 
-    def turn(self) -> AbstractAsyncContextManager[None]:
-        """See `StorageDriver`; `asyncio.Lock` is first come, first served."""
-        return self._turn
+    def turn(self, *, holds_another: bool = False) -> AbstractAsyncContextManager[None]:
+        """See `StorageDriver`."""
+        return self._queue.turn(holds_another=holds_another)
 
     async def create(self, disk: str, size_bytes: int) -> None:
         """See `StorageDriver`."""
@@ -232,7 +233,7 @@ class FileDriver(FilePool, InstantDisks):
     @asynccontextmanager
     async def metadata(self) -> AsyncIterator[Sequence[MetadataPart]]:
         """See `StorageDriver`. `fail_next["thin_dump"]` breaks the thin part off."""
-        async with self._turn:
+        async with self.turn():
             await self._enter("metadata")
             text = json.dumps(sorted(self._ours())).encode()
         parts = [MetadataPart(VG_TEXT, whole(text))]
@@ -362,7 +363,7 @@ class FileDriver(FilePool, InstantDisks):
 
     async def _enter(self, method: str) -> None:
         """Where tests hold an operation or make it fail; and where a missing turn shows."""
-        if method in _WITHIN_TURN and not self._turn.locked():
+        if method in _WITHIN_TURN and not self._queue.is_held:
             raise AssertionError(f"{method}() was called outside turn()")
         if gate := self.gates.get(method):
             await gate.wait()
