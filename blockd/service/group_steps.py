@@ -140,7 +140,8 @@ def _settle(tx: Transaction, intent: Intent, members: Sequence[_Member], taken: 
     size_bytes = {member.row.id: member.row.size_bytes for member in members}
     for row in unfinished_members(tx, intent):
         status = move("snapshot", row.id, row.status, Event.CREATED)
-        made = replace(row, consistency=quiet.consistency, frozen_ms=quiet.frozen_ms)
+        consistency, frozen_ms = quiet.of(row.volume_id)
+        made = replace(row, consistency=consistency, frozen_ms=frozen_ms)
         made = replace(made, size_bytes=size_bytes[row.id])
         tx.put_snapshot(replace(made, status=status, updated_at=now))
     tx.groups.taken(intent.resource_id, taken.suspended_ms)

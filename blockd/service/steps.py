@@ -132,7 +132,8 @@ class Steps:
             row = tx.snapshot(intent.resource_id)
             if row is not None:
                 status = move("snapshot", row.id, row.status, Event.CREATED)
-                row = replace(row, consistency=quiet.consistency, frozen_ms=quiet.frozen_ms)
+                consistency, frozen_ms = quiet.of(volume_id)
+                row = replace(row, consistency=consistency, frozen_ms=frozen_ms)
                 tx.put_snapshot(replace(row, status=status, updated_at=now_timestamp()))
             tx.remove_intent(intent)
 
