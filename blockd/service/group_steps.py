@@ -23,6 +23,9 @@ from blockd.service.classes import StorageClasses
 from blockd.service.erasures import add_erase, release
 from blockd.service.freezes import Freezes, Quiet
 
+#: Each costs the volumes a suspension.
+_MOST_ATTEMPTS = 4
+
 #: Pictures by the name of their class.
 ByClass = Mapping[str, Sequence[Picture]]
 
@@ -72,21 +75,30 @@ class GroupSteps:
             self._classes[name].promised.pop(intent.resource_id, None)
 
     async def _take(self, intent: Intent, members: Sequence[_Member]) -> _Taken:
-        """What an earlier attempt left makes the first one fail; then once more, from nothing."""
+        """What an earlier attempt left makes the first one fail; then once more, from nothing.
+
+        And again for what is remedied: what a power cut left of a thin snapshot is in the way of
+        the next attempt as an LV, and of the one after it as a device of the pool.
+        """
         by_class = _by_class(intent, members)
-        quiesce, begun = Quiesce(intent.text("quiesce")), list[str]()
-        try:
-            return await self._take_once(by_class, quiesce, begun)
-        except StorageOverdue:
-            raise
-        except StorageError as err:
-            is_hopeful = False
-            for name, pictures in by_class.items():
-                of_class = err if begun[-1:] == [name] else None
-                is_hopeful |= await self._classes[name].driver.undo(pictures, of_class)
-            if not is_hopeful:
+        quiesce, has_removed = Quiesce(intent.text("quiesce")), False
+        for attempt in range(1, _MOST_ATTEMPTS + 1):
+            begun: list[str] = []
+            try:
+                return await self._take_once(by_class, quiesce, begun)
+            except StorageOverdue:
                 raise
-        return await self._take_once(by_class, quiesce, [])
+            except StorageError as err:
+                removed = [
+                    await self._classes[name].driver.undo(pictures)
+                    for name, pictures in by_class.items()
+                ]
+                is_remedied = bool(begun) and await self._classes[begun[-1]].driver.remedy(err)
+                is_hopeful = is_remedied or (any(removed) and not has_removed)
+                if not is_hopeful or attempt == _MOST_ATTEMPTS:
+                    raise
+                has_removed |= any(removed)
+        raise AssertionError("unreachable")
 
     async def _take_once(self, by_class: ByClass, quiesce: Quiesce, begun: list[str]) -> _Taken:
         """Nothing here may wait for a file to be written, from the first `still` on.

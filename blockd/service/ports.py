@@ -80,12 +80,15 @@ class StorageDriver(Protocol):
         may be made, and `undo` must follow.
         """
 
-    async def undo(self, pictures: Sequence[Picture], error: StorageError | None) -> bool:
+    async def undo(self, pictures: Sequence[Picture]) -> bool:
         """Remove what an attempt at these snapshots left, or an earlier daemon; outside `still`.
 
-        Args:
-            error: what made it fail, if it was this class; what is known to help against that is
-                done as well.
+        Returns:
+            Whether there was anything.
+        """
+
+    async def remedy(self, error: StorageError) -> bool:
+        """Do what is known to help against what an attempt at snapshots failed with, after `undo`.
 
         Returns:
             Whether another attempt is worth it.

@@ -102,7 +102,7 @@ class VgQueue:
         self._is_held = False
 
     def keep_until(self, end: Awaitable[object]) -> None:
-        """The present turn does not end before `end`: an LVM command outlived its deadline."""
+        """The present turn does not end before `end`: something outlived its deadline."""
 
         earlier = self._keeper
 

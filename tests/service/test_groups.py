@@ -47,16 +47,17 @@ class Images(SideEffects):
 
 
 class Refusing(SideEffects):
-    """Storage refuses so many snapshots from the fifth on."""
+    """Storage refuses so many snapshots from the fifth on, say; each of them or every second."""
 
-    def __init__(self, first: int, count: int) -> None:
-        self._first, self._last, self._seen = first, first + count - 1, 0
+    def __init__(self, first: int, count: int, step: int = 1) -> None:
+        self.error = StorageError("the disk is on fire")
+        self._refused, self._seen = range(first, first + count, step), 0
 
     def before(self, name: str) -> None:
         if name == "file snapshot":
             self._seen += 1
-            if self._first <= self._seen <= self._last:
-                raise StorageError("the disk is on fire")
+            if self._seen in self._refused:
+                raise self.error
 
 
 async def test_group_over_both_classes_is_taken_in_the_order_named(tmp_path: Path) -> None:
@@ -225,3 +226,16 @@ async def test_snapshot_of_a_group_that_is_deleted_leaves_the_others(tmp_path: P
         await run.service.snapshots.delete(second.id)
         with pytest.raises(NotFound):
             await run.service.groups.get(group.id)
+
+
+@pytest.mark.parametrize("times", [2, 3])
+async def test_failure_that_is_remedied_is_tried_again_though_something_was_removed(
+    tmp_path: Path, times: int
+) -> None:
+    effects = Refusing(2, 2 * times - 1, step=2)
+    async with host(tmp_path, effects) as run:
+        run.drivers["sbs"].remedied.append(effects.error)
+        volumes = [await run.volume("sbs", 1) for _ in range(2)]
+        group = await run.service.groups.create(group_of(*volumes))
+        assert {row.status for row in group.snapshots} == {Status.AVAILABLE}
+        await run.expect_quiet()

@@ -85,6 +85,7 @@ class FileDriver(FilePool, InstantDisks):
         ailments: what `examine` finds, until it is mended.
         copy: the space of the catalog's copy.
         stands_still: the volumes whose fronts are suspended just now.
+        remedied: errors that pass when `remedy` hears of them.
         trouble: set it when something was done to the files behind the driver's back.
     """
 
@@ -101,6 +102,7 @@ class FileDriver(FilePool, InstantDisks):
         self.gates: dict[str, asyncio.Event] = {}
         self.trouble = asyncio.Event()
         self.ailments: list[Finding] = []
+        self.remedied: list[StorageError] = []
         self.stands_still: frozenset[str] = frozenset()
         FilePool.__init__(self, f"files/{root.name}", storage_class, capacity_bytes)
         self._effects = effects or SideEffects()
@@ -154,7 +156,7 @@ class FileDriver(FilePool, InstantDisks):
 
         yield take
 
-    async def undo(self, pictures: Sequence[Picture], error: StorageError | None) -> bool:
+    async def undo(self, pictures: Sequence[Picture]) -> bool:
         """See `StorageDriver`."""
         if self.stands_still:
             raise AssertionError("undo() while fronts are suspended")
@@ -163,6 +165,10 @@ class FileDriver(FilePool, InstantDisks):
         if remains:
             await self.erase(remains)
         return bool(remains)
+
+    async def remedy(self, error: StorageError) -> bool:
+        """See `StorageDriver`."""
+        return error in self.remedied
 
     async def clone(self, disk: str, snapshot_disk: str, size_bytes: int) -> None:
         """See `StorageDriver`."""
