@@ -29,6 +29,10 @@ class InThread(Protocol):
         """What `work` answers, or raises."""
 
 
+class _Hung(StorageOverdue):
+    """A front is not suspended in time."""
+
+
 class Suspension:
     """How the fronts of one storage class of one catalog are suspended."""
 
@@ -68,15 +72,18 @@ class Suspension:
         try:
             await self._all_suspended(suspending.values(), late)
             yield
-        except BaseException:
-            await self._all_resumed(suspending, late, drop_loaded=not freeze)
+        except _Hung:  # the others are resumed, whether somebody waits for it or not
+            await self._all_resumed(suspending, late, 0.0, drop_loaded=not freeze)
             raise
-        if not await self._all_resumed(suspending, late, drop_loaded=False):
+        except BaseException:
+            await self._all_resumed(suspending, late, _LEAVE_S, drop_loaded=not freeze)
+            raise
+        if not await self._all_resumed(suspending, late, _LEAVE_S, drop_loaded=False):
             raise StorageOverdue("a volume is not resumed yet: its disk does not answer")
         suspended_s = time.monotonic() - began
         if freeze and suspended_s >= self._max_suspend_s:
             raise StorageOverdue(
-                f"the volume was suspended for {suspended_s:.1f} s, longer than max_suspend_s"
+                f"the volume was suspended for {suspended_s:.1f} s, longer than [lvm] max_suspend"
             )
 
     async def _all_suspended(
@@ -92,7 +99,7 @@ class Suspension:
             if future.done():
                 future.result()
         if pending:
-            raise StorageOverdue(
+            raise _Hung(
                 f"a volume is not suspended within {self._max_suspend_s:g} s: its disk does not "
                 "answer"
             )
@@ -101,17 +108,18 @@ class Suspension:
         self,
         suspending: Mapping[str, asyncio.Future[None]],
         late: list[asyncio.Future[None]] | None,
+        leave_s: float,
         *,
         drop_loaded: bool,
     ) -> bool:
-        """Whether they are; else one was left behind."""
+        """Whether they are; else one was left behind after `leave_s`."""
         resuming = asyncio.ensure_future(
             self._resume_all_after(suspending, drop_loaded=drop_loaded)
         )
         if late is None:
             await asyncio.shield(resuming)
             return True
-        await asyncio.wait([resuming], timeout=_LEAVE_S)
+        await asyncio.wait([resuming], timeout=leave_s)
         if resuming.done():
             resuming.result()
             return True
