@@ -57,7 +57,8 @@ class Groups:
         it is then, `creating`, and without `suspended_ms`.
 
         Raises:
-            NotFound, TransientState: one of the volumes is gone, or not ready.
+            NotFound, TransientState: one of the volumes is gone, or not ready; or all
+                snapshots were deleted before they could be told of.
             PermissionDenied: no such project.
             PreconditionFailed: one of the volumes is in error.
             GuestRefused, HypervisorUnreachable: `require`, and a guest cannot be frozen.
@@ -153,8 +154,8 @@ class Groups:
         Its rows keep the reason for whoever is not there any more to be told.
         """
         group = await self._catalog.read(lambda tx: self._group(tx, begun.id))
-        if group.suspended_ms is None and any(row.status is ERROR for row in group.snapshots):
-            reason = next(row.error for row in group.snapshots if row.status is ERROR)
+        failed = [row for row in group.snapshots if row.status is ERROR]
+        if not group.snapshots or (group.suspended_ms is None and failed):
 
             def forget(tx: Transaction) -> None:
                 for row in self._group(tx, begun.id).snapshots:
@@ -163,7 +164,9 @@ class Groups:
                 forget_answer(tx, begun, remember)
 
             await self._catalog.write("group forgotten", forget)
-            raise GroupFailed(f"no snapshot was taken: {reason}")
+            if not failed:  # somebody was quick to delete them
+                raise NotFound("group", begun.id)
+            raise GroupFailed(f"no snapshot was taken: {failed[0].error}")
         if any(row.status is CREATING for row in group.snapshots):
             return begun
         if remember is not None:

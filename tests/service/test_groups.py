@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from blockd.domain.effects import SideEffects
-from blockd.domain.errors import GroupFailed, GuestRefused, NoRoom, NotFound, StorageError
+from blockd.domain.errors import (
+    GroupFailed,
+    GuestRefused,
+    NoRoom,
+    NotFound,
+    StorageError,
+    TransientState,
+)
 from blockd.domain.intent import new_id
 from blockd.domain.snapshot import Quiesce
 from blockd.domain.states import Status
+from blockd.domain.volume import VolumeChange
+from blockd.service.groups import Groups
 from tests.service.group_rig import SIZE, expect_bytes, group_of, host
 from tests.support import stamps
 from tests.support.service import DRIVERS
@@ -239,3 +249,33 @@ async def test_failure_that_is_remedied_is_tried_again_though_something_was_remo
         group = await run.service.groups.create(group_of(*volumes))
         assert {row.status for row in group.snapshots} == {Status.AVAILABLE}
         await run.expect_quiet()
+
+
+async def test_group_with_a_volume_in_the_trash_or_being_changed_is_refused(tmp_path: Path) -> None:
+    async with host(tmp_path) as run:
+        there, gone, changing = [await run.volume("sbs", 1) for _ in range(3)]
+        await run.service.volumes.delete(gone)
+        gate = run.drivers["sbs"].gates["grow"] = asyncio.Event()
+        await run.service.volumes.change(changing, VolumeChange(size_bytes=2 * SIZE))
+        for volume, refusal in ((gone, NotFound), (changing, TransientState)):
+            with pytest.raises(refusal):
+                await run.service.groups.create(group_of(there, volume))
+        gate.set()
+        await run.expect_nothing_left(3)
+
+
+async def test_request_is_told_when_what_failed_is_deleted_before_it_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with host(tmp_path, Refusing(1, 1000)) as run:
+        volume = await run.volume("sbs", 1)
+        outcome = Groups._outcome
+
+        async def delayed(*args: Any) -> Any:
+            for row in await run.snapshots():
+                await run.service.snapshots.delete(row.id)
+            return await outcome(*args)
+
+        monkeypatch.setattr(Groups, "_outcome", delayed)
+        with pytest.raises(NotFound):
+            await run.service.groups.create(group_of(volume))
