@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,9 @@ class Host:
         async with asyncio.timeout(20):
             while (await self.service.host.health()).queued:
                 await asyncio.sleep(0.005)
+
+    async def problems(self) -> Sequence[str]:
+        return (await self.service.host.health()).problems
 
     async def snapshots(self) -> list[Snapshot]:
         wanted = SnapshotFilter(include_deleted=True)

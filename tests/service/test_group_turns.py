@@ -115,3 +115,19 @@ async def test_volume_grown_while_the_group_waits_is_taken_with_its_new_size(
             await run.service.volumes.change(thin, VolumeChange(size_bytes=2 * SIZE))
             await _at_rest(run, thin)
         assert [row.size_bytes for row in (await asked).snapshots] == [SIZE, 2 * SIZE]
+
+
+async def test_promise_of_a_single_snapshot_outlives_such_an_attempt_too(tmp_path: Path) -> None:
+    async with host(tmp_path) as run:
+        thick = await run.volume("bssd", 1)
+        driver = run.drivers["bssd"]
+        exhausted = HostExhausted("no process")
+        driver.fail_next["snapshot"] = exhausted  # type: ignore[assignment]
+        wanted = NewSnapshot(thick, "s", None, (), public=False)
+        made = await run.service.snapshots.create(wanted)
+        async with asyncio.timeout(20):
+            while not any("no process" in line for line in await run.problems()):
+                await asyncio.sleep(0.005)
+        assert run.classes["bssd"].promised == {made.id: driver.snapshot_bytes(SIZE)}
+        await run.idle()
+        await run.expect_quiet()
