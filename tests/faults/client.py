@@ -201,7 +201,7 @@ class Client:
             if len(volumes) > 1:
                 choices.append(Op("delete volume", name))
         if len(volumes) > 1 and len(snapshots) + 2 <= MOST_SNAPSHOTS:
-            choices += [self._group(chance, number)] * 2
+            choices += [self._group(chance, number)] * 5
         if snapshots:
             name = chance.choice(sorted(snapshots))
             choices.append(Op("delete snapshot", name))

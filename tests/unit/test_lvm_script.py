@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,10 @@ async def test_processes_for_lines_too_long_have_one_deadline_together(
     make: Make, tmp_path: Path
 ) -> None:
     stores = [(snapshot, origin, 2**42) for snapshot, origin in pairs(8)]
+    lvm = make("sleep 0.3")
     with pytest.raises(StorageOverdue):
-        await make("sleep 0.3").snapshot_cow(stores, TAG, 524288, timeout_s=0.7)
+        await lvm.snapshot_cow(stores, TAG, 524288, timeout_s=0.7)
     assert len(lines(tmp_path / "calls")) <= 3
+    async with asyncio.timeout(10):
+        while lvm.has_left_any:
+            await asyncio.sleep(0.01)
