@@ -163,12 +163,31 @@ class Freezes:
             yield quiet
             return
         async with AsyncExitStack() as alone:
-            for key in sorted((guest.key for guest in guests), key=astuple):
-                await alone.enter_async_context(self._locks[key])
-            async with self._frozen(guests, quiet, quiesce):
+            stuck = await self._enter_locks(alone, guests)
+            if stuck is None:
+                async with self._frozen(guests, quiet, quiesce):
+                    yield quiet
+            else:
+                quiet.spoil(stuck)
+                if quiesce is Quiesce.REQUIRE:
+                    raise StorageError(f"quiesce: {stuck}")
                 yield quiet
         if quiesce is Quiesce.REQUIRE and quiet.reason is not None:
             raise StorageError(f"quiesce: {quiet.reason}")
+
+    async def _enter_locks(self, stack: AsyncExitStack, guests: Sequence[Guest]) -> str | None:
+        """Always in the same order. Why one cannot be had: its thaw does not come to an end.
+
+        Whoever waits holds up all classes of his volumes.
+        """
+        for guest in sorted(guests, key=lambda guest: astuple(guest.key)):
+            patience_s = self._agent_timeout_s if guest.key in self._thawing else None
+            try:
+                async with asyncio.timeout(patience_s):
+                    await stack.enter_async_context(self._locks[guest.key])
+            except TimeoutError:
+                return f"domain {guest.name} may be frozen, and does not answer"
+        return None
 
     @asynccontextmanager
     async def _frozen(

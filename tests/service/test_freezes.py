@@ -192,6 +192,23 @@ async def _has_begun(order: list[str]) -> bool:
     return bool(order)
 
 
+async def test_guest_that_cannot_be_thawed_is_not_waited_for(
+    run: Running, libvirtd: LibvirtDaemon
+) -> None:
+    _, volume = await guest_with_volume(run, libvirtd)
+    freezes = run.service.snapshots._freezes
+    (guest,) = await freezes._guests([volume.id])
+    freezes._names[guest.key] = guest.name
+    async with freezes._locks[guest.key]:  # an attempt at it is under way, and hangs
+        freezes._thaw_later(guest.key, guest.name)
+        made = await taken(run, await snapshot(run, volume))
+        assert (made.status, made.consistency) == (Status.AVAILABLE, Consistency.CRASH)
+        refused = await taken(run, await snapshot(run, volume, Quiesce.REQUIRE))
+        assert refused.status is Status.ERROR
+        assert "domain web may be frozen, and does not answer" in str(refused.error)
+    await until(lambda: is_well(run))
+
+
 async def test_thawed_by_somebody_else_is_not_called_consistent(
     run: Running, libvirtd: LibvirtDaemon
 ) -> None:
