@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -274,8 +275,8 @@ class Companion:
         if stdin is not None:
             with suppress(OSError):
                 stdin.close()
-        if process is not None:
-            _left[:] = [process, *(one for one in _left if one.poll() is None)]
+        if process is not None and process.poll() is None:  # somebody has to know of its end
+            threading.Thread(target=process.wait, name="companion", daemon=True).start()
         return process
 
     async def __aenter__(self) -> Self:
@@ -295,10 +296,6 @@ class Companion:
             if time.monotonic() > until:
                 return
             await asyncio.sleep(_LEAVE_S / 100)
-
-
-#: Companions left behind, perhaps with something to do: held until they have ended.
-_left: list[subprocess.Popen[bytes]] = []
 
 
 def find_tool(name: str, package: str) -> str:

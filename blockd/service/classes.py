@@ -65,8 +65,12 @@ class StorageClass:
         )
 
     @asynccontextmanager
-    async def turn_soon(self, patience_s: float | None = None) -> AsyncIterator[None]:
+    async def turn_soon(
+        self, patience_s: float | None = None, *, holds_another: bool = False
+    ) -> AsyncIterator[None]:
         """A turn for a request that waits for it: not for ever; else for `self.patience_s`.
+
+        `holds_another`: see `StorageDriver.turn`.
 
         Raises:
             StorageBusy: it did not come in time.
@@ -74,7 +78,7 @@ class StorageClass:
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(patience_s or self.patience_s):
-                    await stack.enter_async_context(self.driver.turn())
+                    await stack.enter_async_context(self.driver.turn(holds_another=holds_another))
             except TimeoutError:
                 why = next(iter(self.driver.problems()), "other changes are under way")
                 raise StorageBusy(f"class {self.name} is busy: {why}") from None

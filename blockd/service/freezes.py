@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Final
 
 import structlog
@@ -46,16 +46,23 @@ class Quiet:
     Attributes:
         frozen_ms: from the first freeze to the last thaw; None: nothing was frozen.
         reason: why a guest was not frozen, or not for all of the block; None: each was.
+        volume_ids: those of the volumes asked for that one of the guests to be frozen has.
     """
 
     frozen_ms: int | None = None
     reason: str | None = None
+    volume_ids: frozenset[str] = frozenset()
     _is_whole: bool = field(default=False, repr=False)
 
-    @property
-    def consistency(self) -> Consistency:
-        """What the bytes taken within the block are fit for."""
-        return Consistency.FILESYSTEM if self._is_whole else Consistency.CRASH
+    def of(self, volume_id: str | None) -> tuple[Consistency, int | None]:
+        """What a volume's bytes taken within the block are fit for, and its `frozen_ms`.
+
+        One that none of the guests has was not quiet, whatever the others were.
+        """
+        if volume_id not in self.volume_ids:
+            return Consistency.CRASH, None
+        consistency = Consistency.FILESYSTEM if self._is_whole else Consistency.CRASH
+        return consistency, self.frozen_ms
 
     def spoil(self, reason: str) -> None:
         """It was not quiet for all of it."""
@@ -120,15 +127,16 @@ class Freezes:
         """See, before anything is promised, that every guest of these volumes can be frozen.
 
         Raises:
-            GuestRefused: one has no agent, or is paused, or no guest runs that has them.
+            GuestRefused: one has no agent, or is paused, or no running guest has one of them.
             HypervisorUnreachable: libvirt does not answer.
         """
         guests = await self._guests(volume_ids)
-        if not guests:
-            raise GuestRefused(
-                "quiesce: no running guest has the volume, so there is nobody to be quiet: "
-                "ask for quiesce auto or none"
-            )
+        for volume_id in volume_ids:
+            if volume_id not in _volumes_of(guests):
+                raise GuestRefused(
+                    f"quiesce: no running guest has volume {volume_id}, so there is nobody to be "
+                    "quiet: ask for quiesce auto or none"
+                )
         for guest in guests:
             if (why := _obstacle(guest)) is not None:
                 raise GuestRefused(f"quiesce: domain {guest.name} {why}")
@@ -147,24 +155,42 @@ class Freezes:
             yield quiet
             return
         guests = await self._to_freeze(volume_ids, quiet)
-        if quiesce is Quiesce.REQUIRE and (not guests or quiet.reason is not None):
-            raise StorageError(f"quiesce: {quiet.reason or 'no running guest has the volume'}")
+        quiet.volume_ids = _volumes_of(guests).intersection(volume_ids)
+        if quiesce is Quiesce.REQUIRE:
+            without = sorted(quiet.volume_ids.symmetric_difference(volume_ids))
+            if quiet.reason is not None or without:
+                raise StorageError(
+                    f"quiesce: {quiet.reason or f'no running guest has volume {without[0]}'}"
+                )
         if not guests:
             yield quiet
             return
         async with AsyncExitStack() as alone:
-            for key in sorted((guest.key for guest in guests), key=lambda key: key.domain_id):
-                await alone.enter_async_context(self._locks[key])
-            if (why := await self._journal(guests)) is not None:
+            why = await self._enter_locks(alone, guests) or await self._journal(guests)
+            if why is None:
+                async with self._frozen(guests, quiet, quiesce):
+                    yield quiet
+            else:
+                quiet.spoil(why)
                 if quiesce is Quiesce.REQUIRE:
                     raise StorageError(f"quiesce: {why}")
-                quiet.reason = why
-                yield quiet
-                return
-            async with self._frozen(guests, quiet, quiesce):
                 yield quiet
         if quiesce is Quiesce.REQUIRE and quiet.reason is not None:
             raise StorageError(f"quiesce: {quiet.reason}")
+
+    async def _enter_locks(self, stack: AsyncExitStack, guests: Sequence[Guest]) -> str | None:
+        """Always in the same order. Why one cannot be had: its thaw does not come to an end.
+
+        Whoever waits holds up all classes of his volumes.
+        """
+        for guest in sorted(guests, key=lambda guest: astuple(guest.key)):
+            patience_s = self._agent_timeout_s if guest.key in self._thawing else None
+            try:
+                async with asyncio.timeout(patience_s):
+                    await stack.enter_async_context(self._locks[guest.key])
+            except TimeoutError:
+                return f"domain {guest.name} may be frozen, and does not answer"
+        return None
 
     @asynccontextmanager
     async def _frozen(
@@ -381,9 +407,12 @@ class Freezes:
 
 
 def _has_live(guest: Guest, volume_ids: set[str]) -> bool:
-    return guest.is_active and any(
-        disk.live and disk.volume_id in volume_ids for disk in guest.disks
-    )
+    return guest.is_active and not _volumes_of([guest]).isdisjoint(volume_ids)
+
+
+def _volumes_of(guests: Sequence[Guest]) -> frozenset[str]:
+    """Those that they have now, and not in their definition alone."""
+    return frozenset(disk.volume_id for guest in guests for disk in guest.disks if disk.live)
 
 
 def _obstacle(guest: Guest) -> str | None:

@@ -23,6 +23,9 @@ from blockd.service.classes import StorageClasses
 from blockd.service.erasures import add_erase, release
 from blockd.service.freezes import Freezes, Quiet
 
+#: Each costs the volumes a suspension.
+_MOST_ATTEMPTS = 4
+
 #: Pictures by the name of their class.
 ByClass = Mapping[str, Sequence[Picture]]
 
@@ -33,6 +36,14 @@ class _Taken:
 
     suspended_ms: int
     quiet: Quiet
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A snapshot to be taken, and the disk that its volume has now."""
+
+    row: Snapshot
+    of_disk: str
 
 
 class GroupSteps:
@@ -47,37 +58,47 @@ class GroupSteps:
         Raises:
             StorageError: storage refused; `give_up` decides what follows.
         """
-        rows = await self._catalog.read(lambda tx: unfinished_members(tx, intent))
-        taken = None
-        try:
-            if rows:
-                taken = await self._take(intent, _by_class(intent, rows))
-        finally:
-            for name in intent.classes:
-                self._classes[name].promised.pop(intent.resource_id, None)
+        members = await self._catalog.read(lambda tx: _members(tx, intent))
+        taken = await self._take(intent, members) if members else None
+        self._forget_promise(intent)
 
         def created(tx: Transaction) -> None:
             if taken is not None:
-                _settle(tx, intent, taken)
+                _settle(tx, intent, members, taken)
             tx.remove_intent(intent)
 
         await self._catalog.write("group created", created)
 
-    async def _take(self, intent: Intent, by_class: ByClass) -> _Taken:
-        """What an earlier attempt left makes the first one fail; then once more, from nothing."""
-        quiesce, begun = Quiesce(intent.text("quiesce")), list[str]()
-        try:
-            return await self._take_once(by_class, quiesce, begun)
-        except StorageOverdue:
-            raise
-        except StorageError as err:
-            is_hopeful = False
-            for name, pictures in by_class.items():
-                of_class = err if begun[-1:] == [name] else None
-                is_hopeful |= await self._classes[name].driver.undo(pictures, of_class)
-            if not is_hopeful:
+    def _forget_promise(self, intent: Intent) -> None:
+        """Not before it is taken or given up: an attempt that will be tried again needs it."""
+        for name in intent.classes:
+            self._classes[name].promised.pop(intent.resource_id, None)
+
+    async def _take(self, intent: Intent, members: Sequence[_Member]) -> _Taken:
+        """What an earlier attempt left makes the first one fail; then once more, from nothing.
+
+        And again for what is remedied: what a power cut left of a thin snapshot is in the way of
+        the next attempt as an LV, and of the one after it as a device of the pool.
+        """
+        by_class = _by_class(intent, members)
+        quiesce, has_removed = Quiesce(intent.text("quiesce")), False
+        for attempt in range(1, _MOST_ATTEMPTS + 1):
+            begun: list[str] = []
+            try:
+                return await self._take_once(by_class, quiesce, begun)
+            except StorageOverdue:
                 raise
-        return await self._take_once(by_class, quiesce, [])
+            except StorageError as err:
+                removed = [
+                    await self._classes[name].driver.undo(pictures)
+                    for name, pictures in by_class.items()
+                ]
+                is_remedied = bool(begun) and await self._classes[begun[-1]].driver.remedy(err)
+                is_hopeful = is_remedied or (any(removed) and not has_removed)
+                if not is_hopeful or attempt == _MOST_ATTEMPTS:
+                    raise
+                has_removed |= any(removed)
+        raise AssertionError("unreachable")
 
     async def _take_once(self, by_class: ByClass, quiesce: Quiesce, begun: list[str]) -> _Taken:
         """Nothing here may wait for a file to be written, from the first `still` on.
@@ -120,17 +141,41 @@ class GroupSteps:
                     erasures.append(add_erase(tx, name, disks, []))
             return erasures
 
-        return await self._catalog.write("group failed", failed)
+        erasures = await self._catalog.write("group failed", failed)
+        self._forget_promise(intent)
+        return erasures
 
 
-def _settle(tx: Transaction, intent: Intent, taken: _Taken) -> None:
+def _settle(tx: Transaction, intent: Intent, members: Sequence[_Member], taken: _Taken) -> None:
     """All of them are available in the same moment."""
     now, quiet = now_timestamp(), taken.quiet
+    size_bytes = {member.row.id: member.row.size_bytes for member in members}
     for row in unfinished_members(tx, intent):
         status = move("snapshot", row.id, row.status, Event.CREATED)
-        made = replace(row, consistency=quiet.consistency, frozen_ms=quiet.frozen_ms)
+        consistency, frozen_ms = quiet.of(row.volume_id)
+        made = replace(row, consistency=consistency, frozen_ms=frozen_ms)
+        made = replace(made, size_bytes=size_bytes[row.id])
         tx.put_snapshot(replace(made, status=status, updated_at=now))
     tx.groups.taken(intent.resource_id, taken.suspended_ms)
+
+
+def _members(tx: Transaction, intent: Intent) -> list[_Member]:
+    """Those that are to be taken, with disks and sizes as they are in the turns.
+
+    Not as they were when it was asked for: while it waited for its turns, a volume may have been
+    reverted or grown, and the others written to since. One that is erased is as it was.
+    """
+    from_disks = intent.args["from_disks"]
+    if not isinstance(from_disks, dict):
+        raise TypeError(f"intent {intent.id} of a group names no disks")
+    members = []
+    for row in unfinished_members(tx, intent):
+        volume = None if row.volume_id is None else tx.volume(row.volume_id)
+        if volume is None:
+            members.append(_Member(row, str(from_disks[row.id])))
+        else:
+            members.append(_Member(replace(row, size_bytes=volume.size_bytes), volume.disk))
+    return members
 
 
 def unfinished_members(tx: Transaction, intent: Intent) -> list[Snapshot]:
@@ -139,13 +184,10 @@ def unfinished_members(tx: Transaction, intent: Intent) -> list[Snapshot]:
     return [row for row in rows if row is not None and row.status is CREATING]
 
 
-def _by_class(intent: Intent, rows: Sequence[Snapshot]) -> ByClass:
+def _by_class(intent: Intent, members: Sequence[_Member]) -> ByClass:
     """In the order of the classes' names, in which their fronts are suspended, too."""
-    from_disks = intent.args["from_disks"]
-    if not isinstance(from_disks, dict):
-        raise TypeError(f"intent {intent.id} of a group names no disks")
     by_class: dict[str, list[Picture]] = {name: [] for name in intent.classes}
-    for row in rows:
-        picture = Picture(row.disk, str(from_disks[row.id]), row.volume_id or "")
-        by_class[row.storage_class].append(picture)
+    for member in members:
+        picture = Picture(member.row.disk, member.of_disk, member.row.volume_id or "")
+        by_class[member.row.storage_class].append(picture)
     return by_class

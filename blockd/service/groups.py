@@ -57,26 +57,32 @@ class Groups:
         it is then, `creating`, and without `suspended_ms`.
 
         Raises:
-            NotFound, TransientState: one of the volumes is gone, or not ready.
+            NotFound, TransientState: one of the volumes is gone, or not ready; or all
+                snapshots were deleted before they could be told of.
             PermissionDenied: no such project.
             PreconditionFailed: one of the volumes is in error.
             GuestRefused, HypervisorUnreachable: `require`, and a guest cannot be frozen.
             NoRoom: there is too little for all of them.
             GroupFailed: storage refused, or it took too long: there is none of them.
         """
-        if new.quiesce is Quiesce.REQUIRE:
-            await self._freezes.check(new.volume_ids)
         project_id = self._tenancy.project(new.project_id, "snapshot")
         by_class = await self._check(new)
+        if new.quiesce is Quiesce.REQUIRE:
+            await self._freezes.check(new.volume_ids)
         group_id = new_id()
 
         def begin(tx: Transaction) -> _Begun:
             return self._begin(tx, new, project_id, group_id, remember)
 
+        needed = [
+            (each, sum(each.driver.snapshot_bytes(volume.size_bytes) for volume in volumes))
+            for each, volumes in by_class
+        ]
+        if len(needed) > 1:
+            for storage_class, needs_bytes in needed:
+                await self._trash.check_room(storage_class, "snapshot", needs_bytes)
         async with AsyncExitStack() as stack:
-            for storage_class, volumes in by_class:
-                needs = storage_class.driver.snapshot_bytes
-                needs_bytes = sum(needs(volume.size_bytes) for volume in volumes)
+            for storage_class, needs_bytes in needed:
                 await stack.enter_async_context(
                     self._trash.room(storage_class, "snapshot", group_id, needs_bytes)
                 )
@@ -148,8 +154,8 @@ class Groups:
         Its rows keep the reason for whoever is not there any more to be told.
         """
         group = await self._catalog.read(lambda tx: self._group(tx, begun.id))
-        if group.suspended_ms is None and any(row.status is ERROR for row in group.snapshots):
-            reason = next(row.error for row in group.snapshots if row.status is ERROR)
+        failed = [row for row in group.snapshots if row.status is ERROR]
+        if not group.snapshots or (group.suspended_ms is None and failed):
 
             def forget(tx: Transaction) -> None:
                 for row in self._group(tx, begun.id).snapshots:
@@ -158,7 +164,9 @@ class Groups:
                 forget_answer(tx, begun, remember)
 
             await self._catalog.write("group forgotten", forget)
-            raise GroupFailed(f"no snapshot was taken: {reason}")
+            if not failed:  # somebody was quick to delete them
+                raise NotFound("group", begun.id)
+            raise GroupFailed(f"no snapshot was taken: {failed[0].error}")
         if any(row.status is CREATING for row in group.snapshots):
             return begun
         if remember is not None:

@@ -128,6 +128,9 @@ class Operations:
     async def _turns(self, intent: Intent) -> AsyncIterator[None]:
         """The turn of each class that it changes, always in the order of their names.
 
+        It queues for the first alone. The others it is given next: had it to queue for them, too,
+        a class in which there is always somebody waiting would never let it have all.
+
         Raises:
             StorageBusy: while one was held, another's did not come soon enough.
         """
@@ -135,7 +138,8 @@ class Operations:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._classes[first].driver.turn())
             for name in more:
-                await stack.enter_async_context(self._classes[name].turn_soon(_MORE_TURNS_S))
+                turn = self._classes[name].turn_soon(_MORE_TURNS_S, holds_another=True)
+                await stack.enter_async_context(turn)
             yield
 
     async def _attempt(self, intent: Intent) -> list[Intent]:

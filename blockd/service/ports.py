@@ -36,10 +36,14 @@ class StorageDriver(Protocol):
     def traits(self) -> ClassTraits:
         """What the class is like."""
 
-    def turn(self) -> AbstractAsyncContextManager[None]:
+    def turn(self, *, holds_another: bool = False) -> AbstractAsyncContextManager[None]:
         """The right to change this class's disks; first come, first served. Not re-entrant.
 
         Held on, after the caller left, while a storage command of his still runs.
+
+        Args:
+            holds_another: the caller holds another class's turn meanwhile, so he goes before those
+                who hold none.
         """
 
     async def create(self, disk: str, size_bytes: int) -> None:
@@ -76,12 +80,15 @@ class StorageDriver(Protocol):
         may be made, and `undo` must follow.
         """
 
-    async def undo(self, pictures: Sequence[Picture], error: StorageError | None) -> bool:
+    async def undo(self, pictures: Sequence[Picture]) -> bool:
         """Remove what an attempt at these snapshots left, or an earlier daemon; outside `still`.
 
-        Args:
-            error: what made it fail, if it was this class; what is known to help against that is
-                done as well.
+        Returns:
+            Whether there was anything.
+        """
+
+    async def remedy(self, error: StorageError) -> bool:
+        """Do what is known to help against what an attempt at snapshots failed with, after `undo`.
 
         Returns:
             Whether another attempt is worth it.

@@ -122,17 +122,17 @@ class Steps:
     ) -> None:
         volume_id = snapshot.volume_id
         quiesce = Quiesce(str(intent.args.get("quiesce", Quiesce.NONE)))
-        try:
-            async with self._freezes.quiet([volume_id] if volume_id else [], quiesce) as quiet:
-                await driver.snapshot(snapshot.disk, intent.text("from_disk"), volume_id)
-        finally:
-            self._classes[intent.storage_class].promised.pop(snapshot.id, None)
+        async with self._freezes.quiet([volume_id] if volume_id else [], quiesce) as quiet:
+            await driver.snapshot(snapshot.disk, intent.text("from_disk"), volume_id)
+        # Not before: an attempt that will be tried again needs what it was promised.
+        self._classes[intent.storage_class].promised.pop(snapshot.id, None)
 
         def created(tx: Transaction) -> None:
             row = tx.snapshot(intent.resource_id)
             if row is not None:
                 status = move("snapshot", row.id, row.status, Event.CREATED)
-                row = replace(row, consistency=quiet.consistency, frozen_ms=quiet.frozen_ms)
+                consistency, frozen_ms = quiet.of(volume_id)
+                row = replace(row, consistency=consistency, frozen_ms=frozen_ms)
                 tx.put_snapshot(replace(row, status=status, updated_at=now_timestamp()))
             tx.remove_intent(intent)
 
@@ -155,7 +155,9 @@ class Steps:
                 return [add_erase(tx, intent.storage_class, disks, [])]
             return []
 
-        return await self._catalog.write(f"{resource} failed", failed)
+        erasures = await self._catalog.write(f"{resource} failed", failed)
+        self._classes[intent.storage_class].promised.pop(intent.resource_id, None)
+        return erasures
 
     # change
 

@@ -161,6 +161,29 @@ class Trash:
                         storage_class.promised[resource_id] = needs_bytes
                     return pool
 
+    async def check_room(
+        self, storage_class: StorageClass, resource: str, needs_bytes: int = 0
+    ) -> None:
+        """Refuse what not even all of the trash could make room for, and erase none of it.
+
+        For a request in several classes: none of them is to give its trash before it is known that
+        another has room. What the trash of a thin class would give cannot be told: any might do.
+
+        Raises:
+            NoRoom: see `pool_with_room`.
+        """
+        try:
+            await storage_class.check_pool(resource, needs_bytes)
+        except PoolUnfit:
+            if not await self._compare_ids(storage_class):
+                raise
+            await storage_class.check_pool(resource, needs_bytes)
+        except NoRoom:
+            await self._make_room(storage_class)
+            if self._gives_room and await self._could_give(storage_class, needs_bytes):
+                return
+            await storage_class.check_pool(resource, needs_bytes)
+
     async def check_way(self, storage_class: StorageClass, volume: Volume, spare: int = 0) -> None:
         """See `make_way`, before anything is erased for room that the request could not use."""
         gives = self._gives_room
@@ -231,8 +254,10 @@ class Trash:
         return True
 
     async def _could_give(self, storage_class: StorageClass, needs_bytes: int) -> bool:
-        """Thick: whether there could be room without the trash; False if that is not known."""
+        """Whether there could be room without the trash; False if that is not known."""
         driver, name = storage_class.driver, storage_class.name
+        if not storage_class.is_thick:
+            return await self._catalog.read(partial(_is_due, name, math.inf, for_room=True))
         if not any(map(any, await self._catalog.read(lambda tx: tx.disks.erasable(name)))):
             return False
         try:

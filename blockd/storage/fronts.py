@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -26,6 +25,7 @@ from blockd.domain.units import SECTOR_BYTES
 from blockd.host.command import Companion
 from blockd.host.uevents import wait_for_node
 from blockd.storage.dm import DeviceInfo, DeviceMapper, DeviceOpen
+from blockd.storage.suspension import Suspension, end_of
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -84,12 +84,13 @@ class Fronts:
         max_suspend_s: float,
     ) -> None:
         """`owner`: see `front_owner`."""
-        self._mapper, self._watchdog, self._effects = mapper, watchdog, effects
+        self._mapper, self._effects = mapper, effects
         self._uuid_prefix = _uuid_prefix(owner)
         self._max_suspend_s = max_suspend_s
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Suspending waits for I/O in flight; resuming must never wait for a free thread.
         self._threads = ThreadPoolExecutor(8, "dm")
+        self._suspension = Suspension(mapper, watchdog, self.in_thread, max_suspend_s)
 
     def close(self) -> None:
         """Let go of the threads; fronts stay as they are."""
@@ -189,7 +190,7 @@ class Fronts:
             if (target.length_sectors, target.params) == wanted:
                 return
             began = time.monotonic()
-            async with self._suspended(uuid, freeze=False):
+            async with self._suspension.suspended(uuid, freeze=False):
                 if self.is_open(volume_id):
                     raise InUse(volume_id, "revert")
                 if time.monotonic() - began > self._max_suspend_s / 2:
@@ -212,81 +213,38 @@ class Fronts:
                 raise InUse(volume_id, "delete") from err
 
     @asynccontextmanager
-    async def still(self, volume_ids: Sequence[str]) -> AsyncIterator[None]:
+    async def still(
+        self, volume_ids: Sequence[str], keep_until: Callable[[Awaitable[None]], None]
+    ) -> AsyncIterator[None]:
         """The fronts of these volumes, as far as they are up, suspended together.
 
         No write passes any of them, file systems mounted on them are frozen. Nothing within may
         wait for a file to be written: the daemon's own file system may lie on one of them.
 
+        Args:
+            keep_until: one whose disk does not answer is left, as the turns of other classes may be
+                held meanwhile; this is told what must come to its end before anything else is done.
+
         Raises:
             StorageOverdue: they were suspended for longer than allowed, so what was done within may
-                have seen writes.
+                have seen writes; or one is not suspended, or not resumed, in time.
             StorageError: one cannot be suspended; all are resumed.
         """
-        async with AsyncExitStack() as stack:
+        late: list[asyncio.Future[None]] = []
+        async with AsyncExitStack() as locks:
             for volume_id in sorted(volume_ids):
-                await stack.enter_async_context(self._lock(volume_id))
+                await locks.enter_async_context(self._lock(volume_id))
             uuids = [self._uuid(volume_id) for volume_id in sorted(volume_ids)]
             there = [uuid for uuid in uuids if self._mapper.info(uuid) is not None]
-            if there:
-                await stack.enter_async_context(self._suspended(*there, freeze=True))
-            yield
-
-    @asynccontextmanager
-    async def _suspended(self, *uuids: str, freeze: bool) -> AsyncIterator[None]:
-        began = time.monotonic()
-        try:
-            for uuid in uuids:
-                self._watchdog.arm(uuid, self._max_suspend_s)
-        except OSError as err:
-            raise StorageError(f"the front watchdog is gone, nothing is suspended: {err}") from err
-        suspending = {
-            uuid: asyncio.ensure_future(self.in_thread(partial(self._suspend, uuid, freeze)))
-            for uuid in uuids
-        }
-        # Not to be cancelled: whoever leaves, even while it is being suspended, leaves the fronts
-        # resumed. The watchdog stays armed until then.
-        try:
-            await asyncio.shield(asyncio.gather(*suspending.values()))
-            yield
-        except BaseException:
-            await asyncio.shield(self._resume_all_after(suspending, drop_loaded=not freeze))
-            raise
-        await asyncio.shield(self._resume_all_after(suspending, drop_loaded=False))
-        suspended_s = time.monotonic() - began
-        if freeze and suspended_s >= self._max_suspend_s:
-            raise StorageOverdue(
-                f"the volume was suspended for {suspended_s:.1f} s, longer than max_suspend_s"
-            )
-
-    def _suspend(self, uuid: str, freeze: bool) -> None:
-        self._mapper.suspend(uuid, freeze=freeze)
-
-    async def _resume_all_after(
-        self, suspending: Mapping[str, asyncio.Future[None]], *, drop_loaded: bool
-    ) -> None:
-        """None waits for another, and one that cannot be resumed keeps none from it."""
-        outcomes = await asyncio.gather(
-            *(
-                self._resume_after(future, uuid, drop_loaded=drop_loaded)
-                for uuid, future in suspending.items()
-            ),
-            return_exceptions=True,
-        )
-        for outcome in outcomes:
-            if outcome is not None:
-                raise outcome
-
-    async def _resume_after(
-        self, suspending: asyncio.Future[None], uuid: str, *, drop_loaded: bool
-    ) -> None:
-        with suppress(StorageError):  # then it was not suspended, and resuming does nothing
-            await suspending
-        if drop_loaded:  # what was loaded must not come to life
-            await self.in_thread(lambda: self._mapper.clear(uuid))
-        await self.in_thread(lambda: self._mapper.resume(uuid))
-        with suppress(OSError):  # the watchdog is gone, but the front is resumed
-            self._watchdog.disarm(uuid)
+            try:
+                async with AsyncExitStack() as stack:
+                    if there:
+                        suspended = self._suspension.suspended(*there, freeze=True, late=late)
+                        await stack.enter_async_context(suspended)
+                    yield
+            finally:
+                if late:
+                    keep_until(end_of(late, locks.pop_all()))
 
     async def _make(self, volume_id: str, lower: Lower, size_bytes: int) -> None:
         uuid = self._uuid(volume_id)
@@ -306,7 +264,7 @@ class Fronts:
         """A longer table over the same device; whoever makes it live early does no harm."""
         await self._load(uuid, lower, size_bytes)
         try:
-            async with self._suspended(uuid, freeze=False):
+            async with self._suspension.suspended(uuid, freeze=False):
                 pass  # resuming makes the loaded table live
         except BaseException:
             self._mapper.clear(uuid)

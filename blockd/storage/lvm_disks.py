@@ -131,9 +131,9 @@ class LvmDisks:
         self._vg_watch = VgWatch(settings.vg, settings.devices, self._amiss.set)
         self.vg_uuid = ""
 
-    def turn(self) -> AbstractAsyncContextManager[None]:
+    def turn(self, *, holds_another: bool = False) -> AbstractAsyncContextManager[None]:
         """See the port."""
-        return self._queue.turn()
+        return self._queue.turn(holds_another=holds_another)
 
     # disks
 

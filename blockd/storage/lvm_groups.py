@@ -24,12 +24,15 @@ class LvmGroups(LvmDisks, ABC):
 
     def still(self, volume_ids: Sequence[str]) -> AbstractAsyncContextManager[None]:
         """See the port."""
-        return self._fronts.still(volume_ids)
+        return self._fronts.still(volume_ids, self._queue.keep_until)
 
-    async def undo(self, pictures: Sequence[Picture], error: StorageError | None) -> bool:
+    async def undo(self, pictures: Sequence[Picture]) -> bool:
         """See the port: one process, and one more where there is something to remove."""
         wanted = {picture.disk for picture in pictures}
         remains = [lv.name for lv in await self._lvm.lvs() if lv.name in wanted and self._ours(lv)]
         await self.erase(remains)
-        is_remedied = isinstance(error, LvmFailed) and await self._lvm.remedy(error)
-        return bool(remains) or is_remedied
+        return bool(remains)
+
+    async def remedy(self, error: StorageError) -> bool:
+        """See the port."""
+        return isinstance(error, LvmFailed) and await self._lvm.remedy(error)

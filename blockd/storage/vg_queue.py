@@ -1,7 +1,8 @@
 """One change at a time in a volume group, first come, first served.
 
 But what cannot wait goes before what can: a copy-on-write store that runs full while its growth
-stands in the queue costs a snapshot.
+stands in the queue costs a snapshot. And whoever holds up another volume group while he waits goes
+before those who hold up none.
 """
 
 from __future__ import annotations
@@ -35,15 +36,29 @@ class VgQueue:
         self._is_held = False
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._urgent: deque[asyncio.Future[None]] = deque()
+        self._holding: deque[asyncio.Future[None]] = deque()
         self._waited = waited
         self._keeper: asyncio.Task[None] | None = None
         self.watch: TurnWatch | None = None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody has the turn just now."""
+        return self._is_held
+
     @asynccontextmanager
-    async def turn(self, *, urgent: bool = False) -> AsyncIterator[None]:
-        """Hold the volume group for the length of the block; `urgent` goes before all others."""
+    async def turn(
+        self, *, urgent: bool = False, holds_another: bool = False
+    ) -> AsyncIterator[None]:
+        """Hold the volume group for the length of the block.
+
+        Args:
+            urgent: goes before all others.
+            holds_another: holds another volume group meanwhile; goes before all but the urgent.
+        """
         began = time.monotonic()
-        await self._acquire(self._urgent if urgent else self._waiting)
+        line = self._holding if holds_another else self._waiting
+        await self._acquire(self._urgent if urgent else line)
         self._waited(time.monotonic() - began)
         watch = self.watch
         try:
@@ -78,7 +93,7 @@ class VgQueue:
 
     def _release(self) -> None:
         """Hand over to whoever is first; nobody can come in between."""
-        for line in (self._urgent, self._waiting):
+        for line in (self._urgent, self._holding, self._waiting):
             while line:
                 place = line.popleft()
                 if not place.done():  # one that is done was cancelled and has not left yet
@@ -87,7 +102,7 @@ class VgQueue:
         self._is_held = False
 
     def keep_until(self, end: Awaitable[object]) -> None:
-        """The present turn does not end before `end`: an LVM command outlived its deadline."""
+        """The present turn does not end before `end`: something outlived its deadline."""
 
         earlier = self._keeper
 

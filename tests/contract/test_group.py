@@ -121,7 +121,7 @@ async def test_group_that_fails_in_the_fifth_of_eight_is_undone_and_nothing_stan
         for front in fronts:
             await storage.apart(partial(stamps.stamp, storage.path(front), 2))
     async with storage.driver.turn():
-        assert await storage.driver.undo(pictures, None)
+        assert await storage.driver.undo(pictures)
     assert set(await storage.driver.disks()) == {front.disk for front in fronts}
     await storage.expect_foreign(pictures[4].disk)
 
@@ -137,8 +137,8 @@ async def test_group_over_what_an_earlier_attempt_left_is_undone_and_holds_the_n
     with pytest.raises(StorageError):
         await take(storage, pictures)
     async with storage.driver.turn():
-        assert await storage.driver.undo(pictures, None)
-        assert not await storage.driver.undo(pictures, None)
+        assert await storage.driver.undo(pictures)
+        assert not await storage.driver.undo(pictures)
     await take(storage, pictures)
     for picture in pictures:
         assert set(await held(storage, picture.disk)) == {2}

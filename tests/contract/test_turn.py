@@ -71,3 +71,20 @@ async def test_cancelled_waiter_does_not_lose_the_turn_for_others(
         await staying
         async with storage.driver.turn():
             pass
+
+
+async def test_holder_of_another_turn_is_given_it_before_all_who_wait_for_this_one_alone(
+    storage: Storage,
+) -> None:
+    order: list[str] = []
+
+    async def take(name: str, holds_another: bool) -> None:
+        async with storage.driver.turn(holds_another=holds_another):
+            order.append(name)
+
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks, storage.driver.turn():
+        for name in ("first", "second"):
+            await arrived(tasks.create_task(take(name, False)))
+        await arrived(tasks.create_task(take("holder", True)))
+        assert order == []
+    assert order == ["holder", "first", "second"]

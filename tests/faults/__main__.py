@@ -41,6 +41,7 @@ def parse() -> argparse.Namespace:
     add("--rounds", type=int, default=200, help="of the campaign (200)")
     add("--replay", action="store_true", help="crash points between the writes of each verb")
     add("--points", type=int, default=1200, help="of the replay, in all (1200)")
+    add("--during", default="", metavar="WORDS", help="of what is told so alone, for the replay")
     add("--kind", choices=KINDS, action="append", help="of class, for the replay (both)")
     add("--cycles", type=int, metavar="N", help="create and delete N times")
     add("--resume", action="store_true", help="go on where the last run ended")
@@ -48,7 +49,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def replay(kinds: list[str], points: int) -> bool:
+def replay(kinds: list[str], points: int, during: str) -> bool:
     """Whether all points are good."""
     cpus = sorted(os.sched_getaffinity(0))
     replays = [
@@ -57,8 +58,8 @@ def replay(kinds: list[str], points: int) -> bool:
 
     def one(part: Replay) -> bool:
         part.record()
-        say(f"{part.kind}: {len(part.points())} crash points recorded")
-        results = part.replay(points // len(kinds), lambda: tell(part))
+        say(f"{part.kind}: {len(part.points(during))} crash points recorded")
+        results = part.replay(points // len(kinds), lambda: tell(part), during=during)
         for result in results:
             if result.failure:
                 say(f"{part.kind} {result.entries}, in {result.op}: {result.failure}")
@@ -144,7 +145,7 @@ def main() -> int:
                 for name in folders:
                     shutil.rmtree(WORK / name, ignore_errors=True)
             if options.replay:
-                is_well = replay(kinds, options.points)
+                is_well = replay(kinds, options.points, options.during)
             elif options.cycles:
                 is_well = cycles(options.cycles)
             else:

@@ -35,7 +35,7 @@ from tests.support.faulty_store import FaultyStore
 from tests.support.object_store import object_store
 from tests.support.store_thread import faulty_store
 
-CLIENTS = {"ann": "sbs", "bob": "sbs", "cid": "bssd", "dot": "sbs"}
+CLIENTS = {"ann": ("sbs",), "bob": ("sbs",), "cid": ("bssd",), "dot": ("sbs", "bssd")}
 OPS = 3
 _ROUND_S = 240.0
 
@@ -78,8 +78,8 @@ class Campaign:
         self._journal = Journal(folder)
         self.round, worlds = self._journal.state()
         self._clients = [
-            Client(name, storage_class, worlds.get(name, World()))
-            for name, storage_class in CLIENTS.items()
+            Client(name, storage_classes, worlds.get(name, World()))
+            for name, storage_classes in CLIENTS.items()
         ]
         self._may_fail = False
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import http.client
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from tests.faults.group_outcome import group_outcome
 from tests.faults.ops import carry_out, items_of, name_here
-from tests.faults.world import KEPT, Found, Op, World
+from tests.faults.world import KEPT, Found, Op, World, group_writes
 from tests.support.client import Api, ApiError
 
 SIZES = (257, 600, 1025)  # blocks of 4 KiB, off the grid of extents
 MOST_VOLUMES, MOST_SNAPSHOTS, MOST_OBJECTS = 3, 3, 2
+#: Blocks of each volume that are written while a group is taken.
+_MOST_AMID = 300
 _SETTLE_S = 90.0
 #: Answers to a request that is refused as it stands: no room, a limit, in a passing state, in use.
 _REFUSED = (403, 409, 412)
@@ -27,8 +30,9 @@ class Client:
         open_op: the operation whose outcome is not known: see `allowed`.
     """
 
-    def __init__(self, name: str, storage_class: str, world: World) -> None:
-        self.name, self.storage_class, self.world = name, storage_class, world
+    def __init__(self, name: str, storage_classes: Sequence[str], world: World) -> None:
+        """`storage_classes`: in which it makes its volumes by turns."""
+        self.name, self.storage_classes, self.world = name, storage_classes, world
         self.open_op: Op | None = None
         self.is_answered = False
 
@@ -57,13 +61,14 @@ class Client:
             self.open_op, self.is_answered = op, False
             note(self, op, "begun")
             try:
-                carry_out(api, op, self.storage_class)
+                storage_class = self.storage_classes[number % len(self.storage_classes)]
+                carry_out(api, op, storage_class)
                 self.is_answered = True
                 note(self, op, "answered")
                 is_done = self._await_end(api, op)
             except ApiError as error:
                 if error.status in _REFUSED:
-                    self.open_op = None
+                    self._was_refused(op)
                     note(self, op, f"refused {error.status}")
                     continue
                 if may_fail:
@@ -75,9 +80,19 @@ class Client:
             if not is_done:
                 assert may_fail, f"{op} was answered and failed"
                 return self._give_up(op, "failed after it was answered", note)
-            self.world, self.open_op = self._without_old_objects(self.world.after(op)), None
             note(self, op, "done")
+            if op.verb == "group":
+                return None  # which instant it holds is seen when the disks are looked at
+            self._is_done(op)
         return None
+
+    def _is_done(self, op: Op) -> None:
+        self.world, self.open_op = self._without_old_objects(self.world.after(op)), None
+
+    def _was_refused(self, op: Op) -> None:
+        if op.verb == "group":  # but not what was written meanwhile
+            self.world = self.world.amid(op, group_writes(op))
+        self.open_op = None
 
     def _give_up(self, op: Op, state: str, note: Callable[[Client, Op, str], None]) -> None:
         self.is_answered = False
@@ -97,9 +112,11 @@ class Client:
         elif state == "answered":
             self.is_answered = not may_fail
         elif state.startswith("refused"):
-            self.open_op = None
+            self._was_refused(op)
+        elif state == "done" and op.verb == "group":
+            self.is_answered = True
         elif state == "done":
-            self.world, self.open_op = self._without_old_objects(self.world.after(op)), None
+            self._is_done(op)
 
     def resolve(self, found: Found) -> None:
         """Take what was found for what there is.
@@ -107,6 +124,11 @@ class Client:
         Raises:
             AssertionError: it is nothing that may be there.
         """
+        op = self.open_op
+        if op is not None and op.verb == "group":
+            self.world = group_outcome(self.world, op, found, is_answered=self.is_answered)
+            self.open_op = None
+            return
         allowed = self.allowed()
         difference = found.difference(allowed, self.written)
         assert difference is None, f"{self.name}, {self.open_op}: {difference}"
@@ -178,6 +200,8 @@ class Client:
             choices += self._changes(chance, name, number)
             if len(volumes) > 1:
                 choices.append(Op("delete volume", name))
+        if len(volumes) > 1 and len(snapshots) + 2 <= MOST_SNAPSHOTS:
+            choices += [self._group(chance, number)] * 5
         if snapshots:
             name = chance.choice(sorted(snapshots))
             choices.append(Op("delete snapshot", name))
@@ -186,6 +210,17 @@ class Client:
             source = chance.choice(sorted(self.world.objects))
             choices.append(Op("import", f"{self.name}-s{number}", source=source))
         return chance.choice(choices)
+
+    def _group(self, chance: random.Random, number: int) -> Op:
+        names = chance.sample(sorted(self.world.volumes), 2)
+        end = min(len(self.world.volumes[name].blocks) for name in names)
+        return Op(
+            "group",
+            f"{self.name}-g{number}",
+            source=" ".join(names),
+            end=min(end, _MOST_AMID),
+            generation=number,
+        )
 
     def _write(self, chance: random.Random, name: str, number: int) -> Op:
         blocks = len(self.world.volumes[name].blocks)

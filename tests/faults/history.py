@@ -38,6 +38,10 @@ def _ops(kind: str) -> Iterator[Op]:
     yield Op("delete volume", "b")
     yield Op("write", "c", generation=7, end=300)
     yield Op("delete snapshot", "a" + KEPT)
+    yield Op("group", "pair", source="a c")
+    yield Op("write", "c", generation=9, start=200, end=400)
+    yield Op("delete snapshot", "pair-1")
+    yield Op("delete snapshot", "pair-2")
     # The volume goes and its snapshot stays: a thick one keeps its origin.
     yield Op("snapshot", "four", source="c")
     yield Op("delete volume", "c")

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from blockd.storage.dm import DeviceInfo, DeviceMapper, lv_device_name
-from tests.faults.world import KEPT, Found, Item, Op
+from tests.faults.world import KEPT, Found, Item, Op, group_members
+from tests.faults.writer_amid import WriterAmid
 from tests.support import stamps
 from tests.support.client import Api
 from tests.support.daemon import Place
@@ -43,6 +44,11 @@ def carry_out(api: Api, op: Op, storage_class: str) -> None:
         case "snapshot":
             volume_id = id_of(api, "volumes", op.source)
             api.block("POST", "snapshots", {"name": op.name, "volume_id": volume_id})
+        case "group":
+            ids = [id_of(api, "volumes", volume) for _, volume in group_members(op)]
+            body = {"name": op.name, "volume_ids": ids}
+            with WriterAmid(op, [api.device(volume_id) for volume_id in ids]):
+                api.host("POST", "groups/snapshots", body)
         case "clone":
             snapshot_id = id_of(api, "snapshots", op.source)
             source = {"snapshot_id": snapshot_id, "size": op.blocks * BLOCK_BYTES}

@@ -57,24 +57,31 @@ class Replay:
         status, said = self._guests.run(_RECORDED, argv, _RECORD_S)
         assert status == 0, said
 
-    def points(self) -> list[Point]:
-        """All that there are."""
+    def points(self, during: str = "") -> list[Point]:
+        """All that there are; those of operations that are told with these words."""
+        ops = Recording.load(self.folder / "recording.json").ops
         with open_log(self.folder / "ubdb.img") as log:
-            return all_points(log.entries)
+            points = all_points(log.entries)
+        return [p for p in points if not during or (p.op >= 0 and during in str(ops[p.op]))]
 
     def results(self) -> list[Result]:
         """What is known up to now: of each point what came of it last."""
         known = {note["entries"]: Result(**note) for note in read_notes(self._notes)}
         return [known[entries] for entries in sorted(known)]
 
-    def replay(self, count: int, news: Callable[[], None] = lambda: None) -> list[Result]:
+    def replay(
+        self, count: int, news: Callable[[], None] = lambda: None, *, during: str = ""
+    ) -> list[Result]:
         """Try so many points, less those that were good already; the results of all.
 
         Args:
+            during: see `points`.
             news: is called whenever a guest has ended.
         """
         good = {result.entries for result in self.results() if not result.failure}
-        waiting = [point for point in choose(self.points(), count) if point.entries not in good]
+        waiting = [
+            point for point in choose(self.points(during), count) if point.entries not in good
+        ]
         while waiting:
             batch, noted = waiting[:_POINTS_PER_GUEST], len(read_notes(self._notes))
             argv = [str(point.entries) for point in batch]

@@ -17,7 +17,7 @@ POWER_CUT = 75  # what scripts/lab ends with when the guest died
 
 
 #: Those whose disks a thick class treats otherwise; the others were killed at each side effect.
-THICK_VERBS = ("clone", "revert", "erase", "erase snapshot")
+THICK_VERBS = ("clone", "group", "revert", "erase", "erase snapshot")
 #: With --full all of them; the crash replay (test_replay.py) cuts between any two writes of each.
 ALWAYS = ("create",)
 CASES = [

@@ -80,6 +80,8 @@ class World:
                 return self._volume(op.name, blocks)
             case "snapshot":
                 return self._taken(op.name, op.source)
+            case "group":
+                return self.amid(op, group_writes(op)).with_group(op)
             case "clone":
                 return self._volume(op.name, _longer(self.snapshots[op.source].blocks, op.blocks))
             case "grow":
@@ -113,6 +115,26 @@ class World:
         """The same with these objects alone."""
         return replace(self, objects={key: self.objects[key] for key in keys})
 
+    def amid(self, group: Op, writes: int) -> World:
+        """The world when so many of the writes are done that go on while a group is taken.
+
+        They go from volume to volume: write number n to volume n % count, in ascending order.
+        """
+        world, names = self, [volume for _, volume in group_members(group)]
+        for place, name in enumerate(names):
+            done = len(range(place, writes, len(names)))
+            blocks = list(world.volumes[name].blocks)
+            blocks[group.start : group.start + done] = [group.generation] * done
+            world = world._volume(name, blocks)
+        return world
+
+    def with_group(self, group: Op) -> World:
+        """With its snapshots, of its volumes as they are."""
+        world = self
+        for name, volume in group_members(group):
+            world = world._taken(name, volume)
+        return world
+
     def _taken(self, name: str, volume: str) -> World:
         world = self._snapshot(name, self.volumes[volume].blocks)
         return replace(world, parents={**self.parents, name: volume})
@@ -126,6 +148,16 @@ class World:
     def _deleted(self, items: Mapping[str, Item], name: str) -> dict[str, Item]:
         others = {other: item for other, item in items.items() if other != name}
         return {**others, name: replace(items[name], in_trash=True)} if self.keeps_trash else others
+
+
+def group_members(group: Op) -> list[tuple[str, str]]:
+    """Its snapshots and of which volumes they are; `source` names these, with blanks between."""
+    return [(f"{group.name}-{n}", volume) for n, volume in enumerate(group.source.split(), 1)]
+
+
+def group_writes(group: Op) -> int:
+    """How many blocks are written while it is taken, in all of its volumes."""
+    return (group.end - group.start) * len(group_members(group))
 
 
 def _longer(blocks: Sequence[int], count: int) -> tuple[int, ...]:
@@ -168,13 +200,13 @@ class Found:
                 if item.in_trash != wanted[name].in_trash:
                     return f"{kind} {name}: in the trash: {item.in_trash}"
                 is_mixed = kind == "volume" and name == written
-                line = _unlike(item.blocks, choices if is_mixed else [wanted[name].blocks])
+                line = unlike(item.blocks, choices if is_mixed else [wanted[name].blocks])
                 if line:
                     return f"{kind} {name}: {line}"
         return None
 
 
-def _unlike(found: Sequence[int], choices: Sequence[Sequence[int]]) -> str | None:
+def unlike(found: Sequence[int], choices: Sequence[Sequence[int]]) -> str | None:
     """Where a content differs from all that it could be."""
     if len(found) != len(choices[0]):
         return f"{len(found)} blocks, expected {len(choices[0])}"

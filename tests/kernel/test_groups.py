@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from blockd.domain.effects import SideEffects
-from blockd.storage.dm import open_device_mapper
+from blockd.storage.dm import lv_device_name, open_device_mapper
 from blockd.storage.lvm_config import write_lvm_config
 from tests.contract.lab_drivers import THICK_DISK
 from tests.support import stamps
@@ -97,6 +98,10 @@ def take(api: Api, volumes: Sequence[str]) -> Any:
     return api.host("POST", "groups/snapshots", {"volume_ids": list(volumes), "name": "night"})
 
 
+def dmsetup(*argv: str) -> None:
+    subprocess.run(["/sbin/dmsetup", *argv], check=True, timeout=60)
+
+
 def expect_nothing_suspended() -> None:
     with open_device_mapper(SideEffects()) as mapper:
         devices = mapper.devices("")
@@ -174,5 +179,34 @@ def test_group_that_takes_too_long_is_given_up_and_the_writer_waits_no_longer(
             reaches(writer, writer.position + 100)
             assert writer.longest_s < 2.0
         expect_nothing_suspended()
+        clear(api)
+        expect_agreement(place)
+
+
+@pytest.mark.parametrize(("hangs", "other"), [("sbs", "bssd"), ("bssd", "sbs")])
+def test_disk_that_does_not_answer_is_left_and_the_other_class_goes_on(
+    place: Place, hangs: str, other: str
+) -> None:
+    with Daemon(replace(place, max_suspend="2s")) as daemon:
+        api = daemon.api
+        hung, fine = make_volumes(api, [hangs, other])
+        below = lv_device_name(CLASSES[hangs], f"blockd-{hung}")
+        dmsetup("suspend", "--noflush", "--nolockfs", below)
+        # Its write is in flight, so the front cannot be suspended before it has ended.
+        with writing(api, [hung]) as writer:
+            began = time.monotonic()
+            try:
+                with pytest.raises(ApiError) as refused:
+                    take(api, [hung, fine])
+                api.snapshot("other class", fine)
+                print(f"{refused.value} after {time.monotonic() - began:.1f} s")
+            finally:
+                dmsetup("resume", below)
+            assert refused.value.status == 412
+            assert "does not answer" in str(refused.value)
+            reaches(writer, writer.position + 10)
+        api.idle()
+        expect_nothing_suspended()
+        assert len(take(api, [hung, fine])["snapshots"]) == 2
         clear(api)
         expect_agreement(place)

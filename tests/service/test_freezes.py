@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,9 @@ async def test_success_is_frozen_at_the_instant_and_thawed_after(
 async def test_group_freezes_its_guests_before_anything_stands_still_and_thaws_after(
     run: Running, libvirtd: LibvirtDaemon
 ) -> None:
-    domain, volume = await guest_with_volume(run, libvirtd)
-    other = await a_volume(run, "other")
+    volume, other = await a_volume(run), await a_volume(run, "other")
+    domain = libvirtd.domain("web", [volume.id, other.id])
+    await until(lambda: has_users(run, other))
     run.driver.gates["still"] = gate = Gate()
     new = NewGroup((volume.id, other.id), None, None, Quiesce.REQUIRE)
     asked = asyncio.create_task(run.service.groups.create(new))
@@ -114,6 +116,20 @@ async def test_group_freezes_its_guests_before_anything_stands_still_and_thaws_a
     assert {made.frozen_ms is None for made in group.snapshots} == {False}
     await expect_thawed(domain)
     assert await journal(run) == 0
+
+
+async def test_volume_of_a_group_that_no_guest_has_was_not_quiet(
+    run: Running, libvirtd: LibvirtDaemon
+) -> None:
+    _, volume = await guest_with_volume(run, libvirtd)
+    other = await a_volume(run, "other")
+    for_all = NewGroup((volume.id, other.id), None, None, Quiesce.REQUIRE)
+    with pytest.raises(GuestRefused, match=f"no running guest has volume {other.id}"):
+        await run.service.groups.create(for_all)
+    group = await run.service.groups.create(replace(for_all, quiesce=Quiesce.AUTO))
+    made, alone = group.snapshots
+    assert (made.consistency, alone.consistency) == (Consistency.FILESYSTEM, Consistency.CRASH)
+    assert (made.frozen_ms is None, alone.frozen_ms is None) == (False, True)
 
 
 async def test_failure_of_storage_thaws(run: Running, libvirtd: LibvirtDaemon) -> None:
@@ -158,7 +174,7 @@ async def test_two_snapshots_of_one_guest_at_once_do_not_thaw_each_other(
         async with freezes.quiet([volume.id], Quiesce.REQUIRE) as how:
             order.append(name)
             await ends.wait()
-        return how.consistency
+        return how.of(volume.id)[0]
 
     ends = asyncio.Event()
     one = asyncio.create_task(quiet("one", first, ends))
@@ -174,6 +190,23 @@ async def test_two_snapshots_of_one_guest_at_once_do_not_thaw_each_other(
 
 async def _has_begun(order: list[str]) -> bool:
     return bool(order)
+
+
+async def test_guest_that_cannot_be_thawed_is_not_waited_for(
+    run: Running, libvirtd: LibvirtDaemon
+) -> None:
+    _, volume = await guest_with_volume(run, libvirtd)
+    freezes = run.service.snapshots._freezes
+    (guest,) = await freezes._guests([volume.id])
+    freezes._names[guest.key] = guest.name
+    async with freezes._locks[guest.key]:  # an attempt at it is under way, and hangs
+        freezes._thaw_later(guest.key, guest.name)
+        made = await taken(run, await snapshot(run, volume))
+        assert (made.status, made.consistency) == (Status.AVAILABLE, Consistency.CRASH)
+        refused = await taken(run, await snapshot(run, volume, Quiesce.REQUIRE))
+        assert refused.status is Status.ERROR
+        assert "domain web may be frozen, and does not answer" in str(refused.error)
+    await until(lambda: is_well(run))
 
 
 async def test_thawed_by_somebody_else_is_not_called_consistent(
@@ -309,7 +342,7 @@ async def test_without_agent_or_paused_auto_goes_on_and_require_refuses(
     for volume, reason in (
         (plain, "domain plain has no guest agent connected: install qemu-guest-agent in it"),
         (paused, "domain paused is paused"),
-        (alone, "no running guest has the volume"),
+        (alone, f"no running guest has volume {alone.id}"),
     ):
         made = await taken(run, await snapshot(run, volume))
         assert (made.status, made.consistency) == (Status.AVAILABLE, Consistency.CRASH)

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from blockd.catalog import Catalog, open_catalog
-from blockd.daemon import open_images, open_service
 from blockd.domain.effects import SideEffects
-from blockd.domain.errors import GroupFailed, GuestRefused, NoRoom, NotFound, StorageError
-from blockd.domain.group import NewGroup
+from blockd.domain.errors import (
+    GroupFailed,
+    GuestRefused,
+    NoRoom,
+    NotFound,
+    StorageError,
+    TransientState,
+)
 from blockd.domain.intent import new_id
-from blockd.domain.listing import Page, SnapshotFilter
-from blockd.domain.snapshot import Quiesce, Snapshot
+from blockd.domain.snapshot import Quiesce
 from blockd.domain.states import Status
-from blockd.domain.units import MIB
-from blockd.domain.volume import NewVolume
-from blockd.service import Service
-from blockd.service.classes import StorageClass, StorageClasses
+from blockd.domain.volume import VolumeChange
+from blockd.service.groups import Groups
+from tests.service.group_rig import SIZE, expect_bytes, group_of, host
 from tests.support import stamps
-from tests.support.file_driver import FileDriver
-from tests.support.service import DRIVERS, file_config
-
-SIZE = 2 * MIB
-_ALL = Page(size=100)
+from tests.support.service import DRIVERS
 
 
 class Images(SideEffects):
@@ -61,84 +57,17 @@ class Images(SideEffects):
 
 
 class Refusing(SideEffects):
-    """Storage refuses so many snapshots from the fifth on."""
+    """Storage refuses so many snapshots from the fifth on, say; each of them or every second."""
 
-    def __init__(self, first: int, count: int) -> None:
-        self._first, self._last, self._seen = first, first + count - 1, 0
+    def __init__(self, first: int, count: int, step: int = 1) -> None:
+        self.error = StorageError("the disk is on fire")
+        self._refused, self._seen = range(first, first + count, step), 0
 
     def before(self, name: str) -> None:
         if name == "file snapshot":
             self._seen += 1
-            if self._first <= self._seen <= self._last:
-                raise StorageError("the disk is on fire")
-
-
-@dataclass
-class Host:
-    """The service with both classes."""
-
-    service: Service
-    catalog: Catalog
-    drivers: dict[str, FileDriver]
-    classes: StorageClasses
-
-    async def volume(self, class_name: str, generation: int) -> str:
-        new = NewVolume("v", None, SIZE, 5000, (), class_name, None)
-        volume = await self.service.volumes.create(new)
-        await self.idle()
-        stamps.stamp((await self.service.volumes.device(volume.id)).path, generation)
-        return volume.id
-
-    async def idle(self) -> None:
-        async with asyncio.timeout(20):
-            while (await self.service.host.health()).queued:
-                await asyncio.sleep(0.005)
-
-    async def snapshots(self) -> list[Snapshot]:
-        wanted = SnapshotFilter(include_deleted=True)
-        rows, _ = await self.catalog.read(lambda tx: tx.page_of_snapshots(wanted, _ALL))
-        return rows
-
-    async def expect_nothing_left(self, volumes: int) -> None:
-        """No snapshot, no disk but the volumes', nothing promised, nothing that stands still."""
-        await self.idle()
-        assert await self.snapshots() == []
-        disks = [disk for driver in self.drivers.values() for disk in await driver.disks()]
-        assert len(disks) == volumes
-        await self.expect_quiet()
-
-    async def expect_quiet(self) -> None:
-        assert await self.catalog.read(lambda tx: tx.intents()) == []
-        for name, driver in self.drivers.items():
-            assert not driver.stands_still
-            assert self.classes[name].promised == {}
-
-
-@asynccontextmanager
-async def host(
-    root: Path, effects: SideEffects | None = None, **more: float
-) -> AsyncIterator[Host]:
-    """Opened a second time on the same directory it is the daemon after a restart."""
-    config = file_config(root)
-    async with AsyncExitStack() as stack:
-        enter = stack.enter_async_context
-        catalog = await enter(open_catalog(config.catalog.path, effects))
-        drivers = {name: make(root / name, effects=effects) for name, make in DRIVERS.items()}
-        classes = StorageClasses(
-            {name: StorageClass(name, each, **more) for name, each in drivers.items()}, "sbs"
-        )
-        images = await enter(open_images(config, SideEffects()))
-        service = await enter(open_service(config, catalog, classes, images))
-        yield Host(service, catalog, drivers, classes)
-
-
-def group_of(*volume_ids: str, quiesce: Quiesce = Quiesce.AUTO) -> NewGroup:
-    return NewGroup(volume_ids, "night", None, quiesce)
-
-
-async def expect_bytes(run: Host, snapshot: Snapshot, generation: int) -> None:
-    async with run.drivers[snapshot.storage_class].reading(snapshot.disk) as disk:
-        stamps.expect(disk.path, generation, 0, SIZE)
+            if self._seen in self._refused:
+                raise self.error
 
 
 async def test_group_over_both_classes_is_taken_in_the_order_named(tmp_path: Path) -> None:
@@ -283,6 +212,12 @@ async def test_group_with_a_volume_that_does_not_exist_is_refused(tmp_path: Path
         await run.expect_nothing_left(1)
 
 
+async def test_missing_volume_is_told_before_guests_are_asked(tmp_path: Path) -> None:
+    async with host(tmp_path) as run:
+        with pytest.raises(NotFound):
+            await run.service.groups.create(group_of(new_id(), quiesce=Quiesce.REQUIRE))
+
+
 async def test_require_without_a_guest_is_refused(tmp_path: Path) -> None:
     async with host(tmp_path) as run:
         there = await run.volume("sbs", 1)
@@ -301,3 +236,46 @@ async def test_snapshot_of_a_group_that_is_deleted_leaves_the_others(tmp_path: P
         await run.service.snapshots.delete(second.id)
         with pytest.raises(NotFound):
             await run.service.groups.get(group.id)
+
+
+@pytest.mark.parametrize("times", [2, 3])
+async def test_failure_that_is_remedied_is_tried_again_though_something_was_removed(
+    tmp_path: Path, times: int
+) -> None:
+    effects = Refusing(2, 2 * times - 1, step=2)
+    async with host(tmp_path, effects) as run:
+        run.drivers["sbs"].remedied.append(effects.error)
+        volumes = [await run.volume("sbs", 1) for _ in range(2)]
+        group = await run.service.groups.create(group_of(*volumes))
+        assert {row.status for row in group.snapshots} == {Status.AVAILABLE}
+        await run.expect_quiet()
+
+
+async def test_group_with_a_volume_in_the_trash_or_being_changed_is_refused(tmp_path: Path) -> None:
+    async with host(tmp_path) as run:
+        there, gone, changing = [await run.volume("sbs", 1) for _ in range(3)]
+        await run.service.volumes.delete(gone)
+        gate = run.drivers["sbs"].gates["grow"] = asyncio.Event()
+        await run.service.volumes.change(changing, VolumeChange(size_bytes=2 * SIZE))
+        for volume, refusal in ((gone, NotFound), (changing, TransientState)):
+            with pytest.raises(refusal):
+                await run.service.groups.create(group_of(there, volume))
+        gate.set()
+        await run.expect_nothing_left(3)
+
+
+async def test_request_is_told_when_what_failed_is_deleted_before_it_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with host(tmp_path, Refusing(1, 1000)) as run:
+        volume = await run.volume("sbs", 1)
+        outcome = Groups._outcome
+
+        async def delayed(*args: Any) -> Any:
+            for row in await run.snapshots():
+                await run.service.snapshots.delete(row.id)
+            return await outcome(*args)
+
+        monkeypatch.setattr(Groups, "_outcome", delayed)
+        with pytest.raises(NotFound):
+            await run.service.groups.create(group_of(volume))

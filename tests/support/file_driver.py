@@ -35,6 +35,7 @@ from blockd.domain.units import GIB
 from blockd.domain.volume import Device, OpenDisk
 from blockd.service.ports import FrontSpec
 from blockd.storage.instant import InstantDisks
+from blockd.storage.vg_queue import VgQueue
 from tests.support.file_pool import EXTENT_BYTES, FilePool, whole_extents
 
 _WITHIN_TURN = frozenset(
@@ -84,6 +85,7 @@ class FileDriver(FilePool, InstantDisks):
         ailments: what `examine` finds, until it is mended.
         copy: the space of the catalog's copy.
         stands_still: the volumes whose fronts are suspended just now.
+        remedied: errors that pass when `remedy` hears of them.
         trouble: set it when something was done to the files behind the driver's back.
     """
 
@@ -100,6 +102,7 @@ class FileDriver(FilePool, InstantDisks):
         self.gates: dict[str, asyncio.Event] = {}
         self.trouble = asyncio.Event()
         self.ailments: list[Finding] = []
+        self.remedied: list[StorageError] = []
         self.stands_still: frozenset[str] = frozenset()
         FilePool.__init__(self, f"files/{root.name}", storage_class, capacity_bytes)
         self._effects = effects or SideEffects()
@@ -107,12 +110,12 @@ class FileDriver(FilePool, InstantDisks):
         self._disks, self._tags, self._fronts = root / "disks", root / "tags", root / "dev"
         for directory in (self._disks, self._tags, self._fronts):
             directory.mkdir(parents=True, exist_ok=True)
-        self._turn = asyncio.Lock()
+        self._queue = VgQueue(lambda _: None)
         self.copy = root / "copy"
 
-    def turn(self) -> AbstractAsyncContextManager[None]:
-        """See `StorageDriver`; `asyncio.Lock` is first come, first served."""
-        return self._turn
+    def turn(self, *, holds_another: bool = False) -> AbstractAsyncContextManager[None]:
+        """See `StorageDriver`."""
+        return self._queue.turn(holds_another=holds_another)
 
     async def create(self, disk: str, size_bytes: int) -> None:
         """See `StorageDriver`."""
@@ -153,7 +156,7 @@ class FileDriver(FilePool, InstantDisks):
 
         yield take
 
-    async def undo(self, pictures: Sequence[Picture], error: StorageError | None) -> bool:
+    async def undo(self, pictures: Sequence[Picture]) -> bool:
         """See `StorageDriver`."""
         if self.stands_still:
             raise AssertionError("undo() while fronts are suspended")
@@ -162,6 +165,10 @@ class FileDriver(FilePool, InstantDisks):
         if remains:
             await self.erase(remains)
         return bool(remains)
+
+    async def remedy(self, error: StorageError) -> bool:
+        """See `StorageDriver`."""
+        return error in self.remedied
 
     async def clone(self, disk: str, snapshot_disk: str, size_bytes: int) -> None:
         """See `StorageDriver`."""
@@ -232,7 +239,7 @@ class FileDriver(FilePool, InstantDisks):
     @asynccontextmanager
     async def metadata(self) -> AsyncIterator[Sequence[MetadataPart]]:
         """See `StorageDriver`. `fail_next["thin_dump"]` breaks the thin part off."""
-        async with self._turn:
+        async with self.turn():
             await self._enter("metadata")
             text = json.dumps(sorted(self._ours())).encode()
         parts = [MetadataPart(VG_TEXT, whole(text))]
@@ -362,7 +369,7 @@ class FileDriver(FilePool, InstantDisks):
 
     async def _enter(self, method: str) -> None:
         """Where tests hold an operation or make it fail; and where a missing turn shows."""
-        if method in _WITHIN_TURN and not self._turn.locked():
+        if method in _WITHIN_TURN and not self._queue.is_held:
             raise AssertionError(f"{method}() was called outside turn()")
         if gate := self.gates.get(method):
             await gate.wait()

@@ -35,7 +35,7 @@ class FilePool(ABC):
         self.changed = asyncio.Event()
 
     @abstractmethod
-    def turn(self) -> AbstractAsyncContextManager[None]:
+    def turn(self, *, holds_another: bool = False) -> AbstractAsyncContextManager[None]:
         """See `StorageDriver`."""
 
     @abstractmethod

@@ -228,6 +228,8 @@ class _NoFronts:
         """None."""
         return {}
 
-    def still(self, _volume_ids: Sequence[str]) -> AbstractAsyncContextManager[None]:
+    def still(
+        self, _volume_ids: Sequence[str], _keep_until: object
+    ) -> AbstractAsyncContextManager[None]:
         """Nothing stands still where nothing is up."""
         return nullcontext()

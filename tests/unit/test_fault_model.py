@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
+
 from tests.faults.crash_points import Point, all_points, choose, mark
+from tests.faults.group_outcome import group_outcome
 from tests.faults.world import (
     KEPT,
     Found,
     Item,
     Op,
     World,
+    group_writes,
     world_from_json,
     world_to_json,
 )
@@ -57,6 +61,8 @@ def test_world_after_each_verb_goes_through_json() -> None:
         Op("snapshot", "s", source="v"),
         Op("grow", "v", blocks=6),
         Op("revert", "v", source="s"),
+        Op("group", "g", source="v", end=0),
+        Op("delete snapshot", "g-1"),
         Op("clone", "c", source="s", blocks=5),
         Op("export", "key", source="s"),
         Op("delete snapshot", "s"),
@@ -70,6 +76,58 @@ def test_world_after_each_verb_goes_through_json() -> None:
     assert set(world.snapshots) == {f"v{KEPT}", "i"}
     assert world.snapshots["i"].blocks == (0, 1, 1, 0)
     assert world.volumes["c"].in_trash
+
+
+PAIR = World(volumes={"v": Item((1, 1, 1)), "w": Item((2, 2, 2, 2))})
+GROUP = Op("group", "g", source="v w", start=0, end=3, generation=7)
+
+
+def pair(v: str, w: str, *snapshots: str) -> Found:
+    volumes, taken = (
+        {k: Item(tuple(map(int, blocks))) for k, blocks in items}
+        for items in ((("v", v), ("w", w)), zip(("g-1", "g-2"), snapshots, strict=False))
+    )
+    return Found(volumes, taken)
+
+
+@pytest.mark.parametrize("is_answered", [False, True])
+@pytest.mark.parametrize(
+    ("v", "w"),
+    [("111", "2222"), ("711", "2222"), ("711", "7222"), ("777", "7722"), ("777", "7772")],
+)
+def test_group_holds_any_instant_between_two_writes(v: str, w: str, is_answered: bool) -> None:
+    seen = pair("777", "7772", v, w)
+    world = group_outcome(PAIR, GROUP, seen, is_answered=is_answered)
+    assert world.snapshots == seen.snapshots
+    assert world.parents == {"g-1": "v", "g-2": "w"}
+    assert group_writes(GROUP) == 6
+
+
+def test_group_cut_short_is_not_there_or_as_the_volumes_are_then() -> None:
+    # The second write is lost, and not the third: nothing told the disk to keep either.
+    for seen in (pair("771", "2222"), pair("771", "2222", "771", "2222")):
+        world = group_outcome(PAIR, GROUP, seen, is_answered=False)
+        assert world.snapshots == seen.snapshots
+        assert world.volumes == seen.volumes
+
+
+@pytest.mark.parametrize(
+    ("seen", "is_answered"),
+    [
+        (pair("777", "7772", "111", "7222"), False),  # two instants
+        (pair("777", "7772", "771", "2222"), True),
+        (pair("777", "7772", "777", "7772"[:3]), False),
+        (pair("777", "7772", "711"), False),  # a part
+        (pair("777", "7772"), True),  # none, though it was answered
+        (pair("771", "7772", "711", "2222"), True),  # a write that is lost
+        (pair("777", "7773"), False),
+    ],
+)
+def test_group_of_two_instants_or_a_part_of_it_is_a_difference(
+    seen: Found, is_answered: bool
+) -> None:
+    with pytest.raises(AssertionError):
+        group_outcome(PAIR, GROUP, seen, is_answered=is_answered)
 
 
 def entry(*, told: str = "", is_barrier: bool = False) -> Entry:
