@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.faults.lvm_cases import Plan
 from tests.faults.scenarios import SIZE
 from tests.support.agreement import expect_agreement
 from tests.support.client import Api, ApiError
 from tests.support.daemon import VG, Daemon, Place
 from tests.support.lvm_stand_in import LASTING, OF_ALL, OF_REPORTS, REPORTS, StandIn
-
-#: Which calls misbehave, counted from 1, and how.
-Plan = dict[int, str]
 
 
 class Request(threading.Thread):

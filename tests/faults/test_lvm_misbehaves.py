@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.faults.lvm_cases import Plan, noting
 from tests.faults.misbehaving import (
-    Plan,
     Request,
     after_reboot,
     logged,
@@ -147,11 +147,12 @@ def misbehave(place: Place, stand_in: StandIn, verb: str) -> None:
     with Daemon(place) as daemon:
         until_at_rest(daemon.api)
         clear(daemon.api)
-        calls = unharmed(place, daemon.api, stand_in, scenario)
+        with noting({}):
+            calls = unharmed(place, daemon.api, stand_in, scenario)
         print(f"{verb}: {' '.join(calls)}", flush=True)
         assert calls, "it runs no LVM"
         for plan in plans(calls):
-            with logged(daemon, f"{verb} {plan}"):
+            with noting(plan), logged(daemon, f"{verb} {plan}"):
                 go_wrong(place, daemon.api, stand_in, scenario, plan)
 
 
@@ -186,21 +187,22 @@ def start_with_misbehaving_lvm(place: Place, stand_in: StandIn) -> None:
         daemon.api.idle()
     after_reboot(place)
     stand_in.plan({})
-    with Daemon(place) as daemon:
+    with noting({}), Daemon(place) as daemon:
         until_at_rest(daemon.api)
     calls = stand_in.calls()
     print(f"start: {' '.join(calls)}", flush=True)
     for plan in plans(calls):
         after_reboot(place)
-        stand_in.plan(plan)
-        said = start_badly(place, stand_in, plan)
-        assert not said or said.startswith("blockd."), said  # an error of ours, with its reason
-        stand_in.plan({})
-        with Daemon(place) as daemon:
-            until_at_rest(daemon.api)
-            expect_agreement(place)
-            stamps.expect(daemon.api.device(facts["volume"]), NEW)
-        stand_in.expect_one_at_a_time()
+        with noting(plan):
+            stand_in.plan(plan)
+            said = start_badly(place, stand_in, plan)
+            assert not said or said.startswith("blockd."), said  # an error of ours, with its reason
+            stand_in.plan({})
+            with Daemon(place) as daemon:
+                until_at_rest(daemon.api)
+                expect_agreement(place)
+                stamps.expect(daemon.api.device(facts["volume"]), NEW)
+            stand_in.expect_one_at_a_time()
         print(f"  {plan}: {said or 'done'}", flush=True)
     with Daemon(place) as daemon:
         clear(daemon.api)
@@ -227,7 +229,7 @@ def test_undelete_after_a_reboot_with_a_misbehaving_lvm_can_be_had_in_the_end(
         daemon.api.block("DELETE", f"volumes/{volume_id}")
     after_reboot(place)
     stand_in.plan({})
-    with Daemon(place) as daemon:
+    with noting({1: how}), Daemon(place) as daemon:
         api = daemon.api
         stand_in.plan({1: how})
         undeleting = threading.Thread(target=undelete_or_not, args=(api, volume_id))
