@@ -105,6 +105,33 @@ def after_reboot(place: Place) -> None:
     place.lvm("vgchange", "--activate", "n", VG)
 
 
+def start_badly(
+    place: Place,
+    stand_in: StandIn,
+    plan: Plan,
+    in_the_end: Callable[[Api], object] = until_at_rest,
+) -> str:
+    """Start a daemon with such an LVM; what it said if it did not come up."""
+    ended: list[str] = []
+
+    def start() -> None:
+        try:
+            with Daemon(place) as daemon:
+                in_the_end(daemon.api)
+        except AssertionError as error:
+            ended.append(str(error).splitlines()[-1])
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    if set(plan.values()) & set(LASTING):
+        stand_in.await_hit()
+        starting.join(6)  # beyond the daemon's patience, whether it waits or leaves
+        stand_in.release()
+    starting.join(100)
+    assert not starting.is_alive()
+    return ended[0] if ended else ""
+
+
 def go_wrong(
     daemon: Daemon,
     stand_in: StandIn,

@@ -21,6 +21,7 @@ from tests.faults.misbehaving import (
     after_reboot,
     logged,
     plans,
+    start_badly,
     until_at_rest,
     watch_trouble,
 )
@@ -48,7 +49,7 @@ THIN_VERBS = (
     "import",
 )
 #: The volume's erasure runs none: its snapshot needs its disk, which goes with the last of them.
-THICK_VERBS = (*THIN_VERBS[:7], "erase snapshot", "erase last snapshot")
+THICK_VERBS = (*THIN_VERBS[:7], "export", "import", "erase snapshot", "erase last snapshot")
 
 
 class EraseLastSnapshot(EraseSnapshot):
@@ -154,28 +155,6 @@ def misbehave(place: Place, stand_in: StandIn, verb: str) -> None:
         for plan in plans(calls):
             with noting(plan), logged(daemon, f"{verb} {plan}"):
                 go_wrong(place, daemon.api, stand_in, scenario, plan)
-
-
-def start_badly(place: Place, stand_in: StandIn, plan: Plan) -> str:
-    """Start a daemon with such an LVM; what it said if it did not come up."""
-    ended: list[str] = []
-
-    def start() -> None:
-        try:
-            with Daemon(place) as daemon:
-                until_at_rest(daemon.api)
-        except AssertionError as error:
-            ended.append(str(error).splitlines()[-1])
-
-    starting = threading.Thread(target=start)
-    starting.start()
-    if set(plan.values()) & set(LASTING):
-        stand_in.await_hit()
-        starting.join(6)  # beyond the daemon's patience, whether it waits or leaves
-        stand_in.release()
-    starting.join(100)
-    assert not starting.is_alive()
-    return ended[0] if ended else ""
 
 
 def start_with_misbehaving_lvm(place: Place, stand_in: StandIn) -> None:
