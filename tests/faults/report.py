@@ -127,9 +127,10 @@ def _cycles(samples: Sequence[Sample]) -> Iterator[str]:
 
 def _lvm(cases: Sequence[Case]) -> Iterator[str]:
     yield "A case is one LVM process of one operation that misbehaves in one way. It is good when,"
-    yield "the trouble over and nothing restarted, the operation was done, refused or can be had,"
-    yield "all bytes are right, nothing is left, the next create and delete succeed, and LVM was"
-    yield "never run twice at once. While it hangs, reads are answered and health names it.\n"
+    yield "the trouble over and nothing restarted, the operation was done, refused or can be had"
+    yield "(of a start: the next one is well), all bytes are right, nothing is left, the next"
+    yield "create and delete succeed, and LVM was never run twice at once. While it hangs, reads"
+    yield "are answered and health names it.\n"
     yield from _counted("operation", [(case.operation, case.is_good) for case in cases])
     yield ""
     yield from _counted("how it misbehaves", [(case.how, case.is_good) for case in cases])
