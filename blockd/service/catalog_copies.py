@@ -23,7 +23,7 @@ import structlog
 from blockd.catalog import Catalog
 from blockd.catalog.copy import CopySpace, PackedImage
 from blockd.domain.effects import SideEffects
-from blockd.domain.errors import NoSpace, StorageError
+from blockd.domain.errors import NoSpace, StartError, StorageError
 from blockd.domain.units import MIB, format_size
 from blockd.service.classes import StorageClass, StorageClasses
 
@@ -78,11 +78,14 @@ class CatalogCopies:
 
     async def __aenter__(self) -> Self:
         catalog_id = await self._catalog.read(lambda tx: tx.meta("catalog_id")) or ""
-        self._copies = [_Copy(one, catalog_id, self._effects) for one in self._classes]
+        self._copies = [
+            _Copy(one, self._catalog, catalog_id, self._effects) for one in self._classes
+        ]
         # Before anything is served: from the first change on there is something to go back to.
         if (packed := await self._packed()) is not None:
             needed_bytes = packed.needed_bytes
             await asyncio.gather(*(copy.make_space(needed_bytes) for copy in self._copies))
+            await self._expect_none_newer()
             await asyncio.gather(*(copy.write(packed) for copy in self._copies))
         self._catalog.keep_up = self._keep_up
         self._task = asyncio.create_task(self._run(), name="catalog-copies")
@@ -114,6 +117,13 @@ class CatalogCopies:
         """How each copy is."""
         generation = self._catalog.generation
         return [copy.state(generation) for copy in self._copies]
+
+    async def _expect_none_newer(self) -> None:
+        # Whoever opened the catalog has compared them, if LVM let him; the next start will.
+        if newer := [copy.newer for copy in self._copies if copy.newer]:
+            for copy in self._copies:
+                await copy.close()
+            raise StartError(f"{newer[0]}: start blockd again")
 
     async def _run(self) -> None:
         while True:
@@ -171,11 +181,19 @@ class CatalogCopies:
 
 
 class _Copy:
-    """One class's. `is_absent`: there is none, and no room for one."""
+    """One class's.
 
-    def __init__(self, storage_class: StorageClass, catalog_id: str, effects: SideEffects) -> None:
+    Attributes:
+        problem: why it is not written, in one line.
+        is_absent: there is none, and no room for one.
+        newer: it is newer than the catalog, in one line: it is never written then.
+    """
+
+    def __init__(
+        self, storage_class: StorageClass, catalog: Catalog, catalog_id: str, effects: SideEffects
+    ) -> None:
         self._name, self._driver = storage_class.name, storage_class.driver
-        self._catalog_id, self._effects = catalog_id, effects
+        self._catalog, self._catalog_id, self._effects = catalog, catalog_id, effects
         # Its own, as a disk that hangs must hold up no other copy.
         self._thread = ThreadPoolExecutor(1, f"copy-{storage_class.name}")
         self._writing = asyncio.Lock()
@@ -186,6 +204,7 @@ class _Copy:
         self._behind_since: float | None = None
         self.problem: str | None = None
         self.is_absent = False
+        self.newer = ""
 
     @property
     def generation(self) -> int:
@@ -239,9 +258,10 @@ class _Copy:
                 if self._space is not None:
                     self._space.grown(disk.size_bytes)
                     return
-                self._space = await self._in_thread(
+                space = await self._in_thread(
                     lambda: CopySpace(disk.path, disk.size_bytes, self._catalog_id)
                 )
+                self._take(space)
             self.is_absent = False
             if self.generation >= 0:  # a copy that may lack nothing, and not be written for long
                 self.problem = self._behind_since = None
@@ -253,6 +273,17 @@ class _Copy:
                 self.failed(str(err))
             else:
                 log.warning("no more space for copies of the catalog", reason=str(err))
+
+    def _take(self, space: CopySpace) -> None:
+        """Copies go there, unless a newer catalog is in it than the one that is served."""
+        newest = space.newest
+        # Once seen it stays so: the served one counts its commits on from where it was.
+        if newest is not None and newest.generation > self._catalog.generation:
+            self.newer = f"the catalog is older than its copy of {newest.written_at}"
+        if self.newer:
+            space.close()
+            raise StorageError(f"{self.newer}: restart blockd, which restores it")
+        self._space = space
 
     async def write(self, packed: PackedImage) -> None:
         """Write it, if there is space and it is newer than what is there; never raises."""

@@ -16,6 +16,7 @@ from tests.faults import report
 from tests.faults.campaign import Campaign, CampaignFailed, Tally
 from tests.faults.cycles import Cycles, growth, memory_slope
 from tests.faults.guest import ROOT
+from tests.faults.lvm_cases import cases
 from tests.faults.replay import KINDS, Replay
 
 WORK = ROOT / "build/faults"
@@ -156,6 +157,7 @@ def main() -> int:
             [Replay(WORK / kind, kind) for kind in KINDS],
             Campaign(WORK / "campaign", options.seed).tally(),
             Cycles(WORK / "cycles").samples(),
+            cases(),
         )
     return int(not is_well)
 

@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.faults.lvm_cases import Plan
 from tests.faults.scenarios import SIZE
 from tests.support.agreement import expect_agreement
 from tests.support.client import Api, ApiError
 from tests.support.daemon import VG, Daemon, Place
 from tests.support.lvm_stand_in import LASTING, OF_ALL, OF_REPORTS, REPORTS, StandIn
-
-#: Which calls misbehave, counted from 1, and how.
-Plan = dict[int, str]
 
 
 class Request(threading.Thread):
@@ -105,6 +103,33 @@ def after_reboot(place: Place) -> None:
         subprocess.run(["/sbin/dmsetup", "remove", f"blockd-{front.name}"], check=True)
         front.unlink()
     place.lvm("vgchange", "--activate", "n", VG)
+
+
+def start_badly(
+    place: Place,
+    stand_in: StandIn,
+    plan: Plan,
+    in_the_end: Callable[[Api], object] = until_at_rest,
+) -> str:
+    """Start a daemon with such an LVM; what it said if it did not come up."""
+    ended: list[str] = []
+
+    def start() -> None:
+        try:
+            with Daemon(place) as daemon:
+                in_the_end(daemon.api)
+        except AssertionError as error:
+            ended.append(str(error).splitlines()[-1])
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    if set(plan.values()) & set(LASTING):
+        stand_in.await_hit()
+        starting.join(6)  # beyond the daemon's patience, whether it waits or leaves
+        stand_in.release()
+    starting.join(100)
+    assert not starting.is_alive()
+    return ended[0] if ended else ""
 
 
 def go_wrong(

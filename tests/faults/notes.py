@@ -17,6 +17,10 @@ class Notes:
         if self._file.tell():
             self._file.write("\n")  # the last line may be torn: the guest's power was cut
 
+    def close(self) -> None:
+        """No more is added."""
+        self._file.close()
+
     def add(self, **fields: object) -> None:
         """One line; it is on the host when this returns."""
         with self._lock:

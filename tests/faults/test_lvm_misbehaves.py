@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 
+from tests.faults.lvm_cases import Plan, noting
 from tests.faults.misbehaving import (
-    Plan,
     Request,
     after_reboot,
     logged,
     plans,
+    start_badly,
     until_at_rest,
     watch_trouble,
 )
@@ -48,7 +49,7 @@ THIN_VERBS = (
     "import",
 )
 #: The volume's erasure runs none: its snapshot needs its disk, which goes with the last of them.
-THICK_VERBS = (*THIN_VERBS[:7], "erase snapshot", "erase last snapshot")
+THICK_VERBS = (*THIN_VERBS[:7], "export", "import", "erase snapshot", "erase last snapshot")
 
 
 class EraseLastSnapshot(EraseSnapshot):
@@ -147,34 +148,13 @@ def misbehave(place: Place, stand_in: StandIn, verb: str) -> None:
     with Daemon(place) as daemon:
         until_at_rest(daemon.api)
         clear(daemon.api)
-        calls = unharmed(place, daemon.api, stand_in, scenario)
+        with noting({}):
+            calls = unharmed(place, daemon.api, stand_in, scenario)
         print(f"{verb}: {' '.join(calls)}", flush=True)
         assert calls, "it runs no LVM"
         for plan in plans(calls):
-            with logged(daemon, f"{verb} {plan}"):
+            with noting(plan), logged(daemon, f"{verb} {plan}"):
                 go_wrong(place, daemon.api, stand_in, scenario, plan)
-
-
-def start_badly(place: Place, stand_in: StandIn, plan: Plan) -> str:
-    """Start a daemon with such an LVM; what it said if it did not come up."""
-    ended: list[str] = []
-
-    def start() -> None:
-        try:
-            with Daemon(place) as daemon:
-                until_at_rest(daemon.api)
-        except AssertionError as error:
-            ended.append(str(error).splitlines()[-1])
-
-    starting = threading.Thread(target=start)
-    starting.start()
-    if set(plan.values()) & set(LASTING):
-        stand_in.await_hit()
-        starting.join(6)  # beyond the daemon's patience, whether it waits or leaves
-        stand_in.release()
-    starting.join(100)
-    assert not starting.is_alive()
-    return ended[0] if ended else ""
 
 
 def start_with_misbehaving_lvm(place: Place, stand_in: StandIn) -> None:
@@ -186,21 +166,22 @@ def start_with_misbehaving_lvm(place: Place, stand_in: StandIn) -> None:
         daemon.api.idle()
     after_reboot(place)
     stand_in.plan({})
-    with Daemon(place) as daemon:
+    with noting({}), Daemon(place) as daemon:
         until_at_rest(daemon.api)
     calls = stand_in.calls()
     print(f"start: {' '.join(calls)}", flush=True)
     for plan in plans(calls):
         after_reboot(place)
-        stand_in.plan(plan)
-        said = start_badly(place, stand_in, plan)
-        assert not said or said.startswith("blockd."), said  # an error of ours, with its reason
-        stand_in.plan({})
-        with Daemon(place) as daemon:
-            until_at_rest(daemon.api)
-            expect_agreement(place)
-            stamps.expect(daemon.api.device(facts["volume"]), NEW)
-        stand_in.expect_one_at_a_time()
+        with noting(plan):
+            stand_in.plan(plan)
+            said = start_badly(place, stand_in, plan)
+            assert not said or said.startswith("blockd."), said  # an error of ours, with its reason
+            stand_in.plan({})
+            with Daemon(place) as daemon:
+                until_at_rest(daemon.api)
+                expect_agreement(place)
+                stamps.expect(daemon.api.device(facts["volume"]), NEW)
+            stand_in.expect_one_at_a_time()
         print(f"  {plan}: {said or 'done'}", flush=True)
     with Daemon(place) as daemon:
         clear(daemon.api)
@@ -227,7 +208,7 @@ def test_undelete_after_a_reboot_with_a_misbehaving_lvm_can_be_had_in_the_end(
         daemon.api.block("DELETE", f"volumes/{volume_id}")
     after_reboot(place)
     stand_in.plan({})
-    with Daemon(place) as daemon:
+    with noting({1: how}), Daemon(place) as daemon:
         api = daemon.api
         stand_in.plan({1: how})
         undeleting = threading.Thread(target=undelete_or_not, args=(api, volume_id))

@@ -16,7 +16,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.faults.misbehaving import Plan, go_wrong, plans
+from tests.faults.lvm_cases import Plan, noted, noting
+from tests.faults.misbehaving import go_wrong, plans
 from tests.faults.scenarios import MIB, NEW, OLD, SIZE, clear
 from tests.support import stamps
 from tests.support.client import Api
@@ -73,6 +74,7 @@ def test_extension_of_a_thin_pool_comes_about_and_loses_nothing(
     with Daemon(small_place) as daemon:
         filling = Filling(daemon.api)
 
+        @noted
         def case(plan: Plan) -> list[str]:
             return go_wrong(daemon, stand_in, plan, filling.until_low, filling.until_extended)
 
@@ -94,6 +96,7 @@ def test_growth_of_a_thick_store_comes_about_and_loses_no_snapshot(
     with Daemon(thick_place) as daemon:
         api = daemon.api
 
+        @noted
         def case(plan: Plan) -> list[str]:
             volume = api.create_volume("v", 64 * MIB)
             device = api.device(volume)
@@ -174,7 +177,7 @@ def test_space_for_copies_of_the_catalog_is_had_in_the_end(
         pad(thin_place)
     change(thin_place, name)
     stand_in.plan({})
-    with Daemon(thin_place) as daemon:
+    with noting({}), Daemon(thin_place) as daemon:
         until_copied(daemon.api)
         calls = stand_in.calls()
     own = ["lvchange", "lvs", "lvcreate"] if change is without_it else ["lvextend"]
@@ -185,7 +188,7 @@ def test_space_for_copies_of_the_catalog_is_had_in_the_end(
             continue
         change(thin_place, name)
         stand_in.plan(plan)
-        with Daemon(thin_place) as daemon:
+        with noting(plan), Daemon(thin_place) as daemon:
             go_wrong(daemon, stand_in, plan, None, lambda: until_copied(daemon.api))
             stamps.expect(daemon.api.device(volume), NEW)
             assert catalog_lv(thin_place) == name
@@ -224,6 +227,7 @@ def test_doctor_whose_look_fails_says_so_and_sees_a_healthy_host_in_the_end(
         def look() -> None:
             assert set(found(api)) <= {"not-examined"}
 
+        @noted
         def case(plan: Plan) -> list[str]:
             return go_wrong(daemon, stand_in, plan, look, lambda: until(lambda: not found(api)))
 
@@ -246,6 +250,7 @@ def test_fix_of_the_doctors_can_be_had_in_the_end(
         def fix() -> None:
             api.host("POST", "doctor/fix", {})
 
+        @noted
         def case(plan: Plan) -> list[str]:
             volume = api.create_volume("v", SIZE)
             stamps.stamp(api.device(volume), OLD)
@@ -295,6 +300,7 @@ def test_backup_can_be_had_in_the_end(
             (backup,) = api.host("POST", "backups", {})["backups"]
             assert len(backup["files"]) == (2 if kind == "thin" else 1)
 
+        @noted
         def case(plan: Plan) -> list[str]:
             return go_wrong(daemon, stand_in, plan, back_up, back_up)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from blockd.storage.superblock import with_held_root
-from tests.faults.misbehaving import Plan, expect_next, go_wrong, plans
+from tests.faults.lvm_cases import Plan, noted, noting
+from tests.faults.misbehaving import expect_next, go_wrong, plans
 from tests.faults.scenarios import MIB, NEW
 from tests.support import stamps
 from tests.support.client import ApiError
@@ -51,6 +52,7 @@ def test_pool_is_repaired_in_the_end(small_place: Place, stand_in: StandIn, how:
         stamps.stamp(device, NEW, 0, 16 * MIB)
         daemon.api.idle()
 
+    @noted
     def case(plan: Plan) -> list[str]:
         needing_a_check(small_place)
         with Daemon(small_place) as daemon:
@@ -99,9 +101,10 @@ def bare_place(tmp_path: Path) -> Place:
 @pytest.mark.parametrize("number", range(1, 5))
 def test_pool_is_made_in_the_end(bare_place: Place, stand_in: StandIn, number: int) -> None:
     stand_in.plan({})
-    bare_place.make_pool()
-    calls = stand_in.calls()
-    assert calls == ["lvs", "vgcreate", "vgs", "lvcreate"]
+    with noting({}):
+        bare_place.make_pool()
+        calls = stand_in.calls()
+        assert calls == ["lvs", "vgcreate", "vgs", "lvcreate"]
     with Daemon(bare_place) as daemon:  # writes the configuration that LVM has by hand
         daemon.api.idle()
     bare_place.remove_vg()
@@ -109,14 +112,15 @@ def test_pool_is_made_in_the_end(bare_place: Place, stand_in: StandIn, number: i
         if number not in plan:
             continue
         bare_place.catalog.unlink()
-        stand_in.plan(plan)
-        said = make_badly(bare_place, stand_in, plan[number])
-        assert re.fullmatch(r"(blockd: )?[^\n]+", said), said
-        stand_in.plan({})
-        bare_place.make_pool()
-        with Daemon(bare_place) as daemon:
-            expect_next(daemon)
-        stand_in.expect_one_at_a_time()
+        with noting(plan):
+            stand_in.plan(plan)
+            said = make_badly(bare_place, stand_in, plan[number])
+            assert re.fullmatch(r"(blockd: )?[^\n]+", said), said
+            stand_in.plan({})
+            bare_place.make_pool()
+            with Daemon(bare_place) as daemon:
+                expect_next(daemon)
+            stand_in.expect_one_at_a_time()
         bare_place.remove_vg()
         print(f"  {plan}: {said}", flush=True)
 

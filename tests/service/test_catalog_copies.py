@@ -15,7 +15,7 @@ import pytest
 from blockd.catalog import Transaction
 from blockd.catalog.copy import CopySpace, PackedImage, newest_heading
 from blockd.domain.effects import SideEffects
-from blockd.domain.errors import NoSpace, StorageError
+from blockd.domain.errors import NoSpace, StartError, StorageError
 from blockd.domain.units import MIB
 from blockd.service import catalog_copies
 from tests.support.file_driver import FileDriver
@@ -183,6 +183,48 @@ async def test_space_that_comes_late_with_all_of_the_catalog_in_it_leaves_no_pro
         await until(lambda: copies.states()[0].behind_s == 0)
         state = copies.states()[0]
         assert (state.problem, state.written_at is not None) == (None, True)
+
+
+async def put_back(root: Path, driver: FileDriver) -> bytes:
+    """An old catalog's file is there, of which there is a newer copy; the space of the copy."""
+    async with running(root, driver=driver, keeps_copies=True) as run:
+        path = run.config.catalog.path
+    old = path.read_bytes()
+    async with running(root, driver=driver, keeps_copies=True) as run:
+        for number in range(3):
+            await run.catalog.write("noted", lambda tx, n=number: tx.put_meta("note", f"{n}"))
+    path.write_bytes(old)
+    return driver.copy.read_bytes()
+
+
+async def test_start_that_sees_the_newer_copy_only_now_is_refused_and_the_copy_is_kept(
+    tmp_path: Path, driver: FileDriver
+) -> None:
+    content = await put_back(tmp_path, driver)
+    with pytest.raises(StartError, match=r"is older than its copy of .*: start blockd again"):
+        async with running(tmp_path, driver=driver, keeps_copies=True):
+            pass
+    assert driver.copy.read_bytes() == content
+
+
+async def test_newer_copy_that_comes_late_is_told_and_never_written_over(
+    tmp_path: Path, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = await put_back(tmp_path, driver)
+    for name in ("_SETTLE_S", "_PAUSE_S", "_RETRY_S"):
+        monkeypatch.setattr(catalog_copies, name, 0.01)
+    driver.fail_next["copy_space"] = StorageError("lvchange: exit 5")
+    async with running(tmp_path, driver=driver, keeps_copies=True) as run:
+        assert run.copies is not None
+        copies = run.copies
+        await until(lambda: "older than its copy" in (copies.states()[0].problem or ""))
+        for number in range(20):  # its commits are more than the copy's by now
+            await run.catalog.write("noted", lambda tx, n=number: tx.put_meta("note", f"{n}"))
+            copies.try_again()
+            await asyncio.sleep(0.01)
+        with pytest.raises(StorageError, match="is older than its copy"):
+            await run.catalog.copied()
+    assert driver.copy.read_bytes() == content
 
 
 async def test_disk_that_fails_is_told_and_copied_to_again_when_it_is_back(
