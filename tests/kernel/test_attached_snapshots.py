@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tests.kernel.test_guests import timed, until
 from tests.support import stamps
 from tests.support.agreement import expect_agreement
 from tests.support.client import Api, ApiError
+from tests.support.crash_daemon import Death
 from tests.support.daemon import THICK_VG, VG, Daemon, Place
 from tests.support.examination import found
 from tests.support.hypervisor import CommandFailed, VirtualMachine
@@ -206,6 +208,51 @@ def forget_devices(place: Place) -> None:
         link.unlink()
     for vg in CLASSES.values():
         place.lvm("vgchange", "-an", vg)
+
+
+ATTACHING = ("before lvm lvchange", "after dm create", "after link make")
+DETACHING = ("before dm remove", "before link remove", "before lvm lvchange")
+
+
+@pytest.mark.parametrize("event", [f"attach: {event}" for event in ATTACHING])
+def test_daemon_killed_while_it_attaches_leaves_nothing(
+    here: Place, machine: VirtualMachine, event: str
+) -> None:
+    with Daemon(here, Death(at=0, event=event.removeprefix("attach: "))) as daemon:
+        volume_id, snapshot_id, _ = stamped(daemon.api, "sbs")
+        daemon.arm()
+        with pytest.raises((OSError, http.client.HTTPException)):
+            attach(daemon.api, snapshot_id)
+        daemon.ended()
+    expect_detached(here, machine, volume_id, snapshot_id)
+
+
+@pytest.mark.parametrize("event", [f"detach: {event}" for event in DETACHING])
+def test_daemon_killed_while_it_detaches_ends_detached(
+    here: Place, machine: VirtualMachine, event: str
+) -> None:
+    with Daemon(here, Death(at=0, event=event.removeprefix("detach: "))) as daemon:
+        volume_id, snapshot_id, _ = stamped(daemon.api, "sbs")
+        attach(daemon.api, snapshot_id)
+        daemon.arm()
+        with pytest.raises((OSError, http.client.HTTPException)):
+            detach(daemon.api, snapshot_id)
+        daemon.ended()
+    expect_detached(here, machine, volume_id, snapshot_id)
+
+
+def expect_detached(
+    place: Place, machine: VirtualMachine, volume_id: str, snapshot_id: str
+) -> None:
+    """After a start no guest has it, and nothing is left of its device."""
+    with Daemon(place) as daemon:
+        api = daemon.api
+        until(lambda: not seen(api, snapshot_id)["references"])
+        until(lambda: not (Path("/dev/blockd") / snapshot_id).exists())
+        until(lambda: not found(api))
+        expect_agreement(place)
+        assert machine.shell("ls /sys/block").split() == []
+        erase(api, volume_id, snapshot_id)
 
 
 def test_snapshot_detached_by_hand_is_put_away(here: Place, machine: VirtualMachine) -> None:
