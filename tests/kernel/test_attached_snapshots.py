@@ -174,6 +174,27 @@ def write(path: Path) -> None:
         os.fsync(device.fileno())
 
 
+def test_guest_mounts_the_snapshot_of_its_own_volume(here: Place, machine: VirtualMachine) -> None:
+    with Daemon(here) as daemon:
+        api = daemon.api
+        volume_id = api.create_volume("data", 32 * MIB)
+        api.host("POST", f"volumes/{volume_id}/attach", {"domain": "guest"})
+        disk = machine.disk(volume_id)
+        machine.shell(f"mkfs.ext4 -q -F {disk} && mount -t ext4 {disk} /mnt && echo old >/mnt/file")
+        body = {"volume_id": volume_id, "quiesce": "require"}
+        snapshot_id = api.settled("snapshots", api.block("POST", "snapshots", body)["id"])
+        machine.shell("echo new >/mnt/file && sync")
+
+        attach(api, snapshot_id)
+        picture = machine.disk(snapshot_id)
+        machine.shell(f"mkdir -p /tmp/old && mount -t ext4 -o ro {picture} /tmp/old")
+        assert machine.shell("cat /tmp/old/file /mnt/file").split() == ["old", "new"]
+        machine.shell("umount /tmp/old /mnt")
+        detach(api, snapshot_id)
+        api.host("POST", f"volumes/{volume_id}/detach", {})
+        erase(api, volume_id, snapshot_id)
+
+
 def test_snapshots_of_a_guest_are_there_after_a_reboot_before_it_starts(
     here: Place, machine: VirtualMachine
 ) -> None:
