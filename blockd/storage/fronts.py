@@ -212,11 +212,16 @@ class Fronts:
             InUse: somebody holds it open.
         """
         async with self._lock(volume_id):
+            info = self._mapper.info(self._uuid(volume_id))
+            is_snapshots = info is not None and info.read_only
+            if is_snapshots:
+                # Before the device: nobody makes this link again, should it be left by a crash.
+                self._unlink(volume_id)
             try:
                 await self.in_thread(lambda: self._remove(volume_id))
             except DeviceOpen as err:
-                info = self._mapper.info(self._uuid(volume_id))
-                is_snapshots = info is not None and info.read_only
+                if info is not None:
+                    self._link(volume_id, info)
                 raise InUse(volume_id, "delete", "snapshot" if is_snapshots else "volume") from err
 
     @asynccontextmanager
@@ -335,6 +340,9 @@ class Fronts:
 
     def _remove(self, volume_id: str) -> None:
         self._mapper.remove(self._uuid(volume_id))
+        self._unlink(volume_id)
+
+    def _unlink(self, volume_id: str) -> None:
         with self._effects.around("link remove"):
             self.path(volume_id).unlink(missing_ok=True)
 

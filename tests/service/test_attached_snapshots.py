@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from blockd.catalog import Transaction
+from blockd.catalog.restoring import UNSETTLED
 from blockd.domain.errors import (
     GuestRefused,
     NotFound,
@@ -28,7 +30,7 @@ from blockd.service.shown_snapshots import front_of_snapshot
 from tests.support import stamps
 from tests.support.guests import Gate, a_volume, until, with_guests
 from tests.support.libvirt_daemon import LibvirtDaemon, libvirt_daemon
-from tests.support.service import Running, idle
+from tests.support.service import Running, idle, running
 
 Runs = Callable[[], AbstractAsyncContextManager[Running]]
 
@@ -249,6 +251,30 @@ async def test_device_of_an_attached_snapshot_is_there_after_a_restart(
         assert await shown(run, snapshot)
         stamps.expect(run.driver.device(front_of_snapshot(snapshot)).path, 1)
         stamps.expect((await run.service.volumes.device(volume.id)).path, 2)
+
+
+async def test_shown_snapshot_whose_row_is_lost_comes_back_under_its_own_id(
+    runs: Runs, libvirtd: LibvirtDaemon, tmp_path: Path
+) -> None:
+    """What a revert keeps lies on a disk that is named after something else."""
+    async with runs() as run:
+        volume, snapshot = await a_snapshot(run)
+        await run.service.volumes.revert(volume.id, snapshot.id, keep_previous=True)
+        await idle(run)
+        rows = await run.catalog.read(lambda tx: tx.snapshots_of("sbs"))
+        (kept,) = (row for row in rows if row.id != snapshot.id)
+        assert kept.id not in kept.disk
+        libvirtd.define("web", [kept.id])
+        await until(partial(shown, run, kept))
+
+        def lose(tx: Transaction) -> None:
+            tx.remove_snapshot(kept.id)
+            tx.put_meta(UNSETTLED, "the catalog was lost")
+
+        await run.catalog.write("lost", lose)
+    async with running(tmp_path) as run:
+        back = await run.service.snapshots.get(kept.id)
+        assert (back.disk, back.size_bytes) == (kept.disk, kept.size_bytes)
 
 
 @pytest.mark.parametrize("status", list(AttachmentStatus))
