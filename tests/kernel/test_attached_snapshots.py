@@ -309,7 +309,7 @@ def test_attached_snapshot_whose_store_overflows_gives_its_guest_errors_and_no_o
         filler = api.settled("volumes", api.block("POST", "volumes", body)["id"])
         stamps.stamp(api.device(volume_id), 2)
         until(lambda: seen(api, snapshot_id)["status"] == "error")
-        with pytest.raises(CommandFailed, match="I/O error"):
+        with pytest.raises(CommandFailed, match="Input/output error"):
             read(machine, disk)
         stamps.expect(api.device(volume_id), 2)
         until(lambda: any(snapshot_id in line for line in api.host("GET", "health")["problems"]))
