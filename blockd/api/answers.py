@@ -72,7 +72,7 @@ class Volume(VolumeV1Alpha1):
 
 
 class AttachedTo(Answer):
-    """A guest that has a volume; `target` is the disk's name in its definition."""
+    """A guest that has it; `target` is the disk's name in the guest's definition."""
 
     reference_id: Uuid
     uri: str
@@ -131,6 +131,7 @@ class HostSnapshot(Snapshot):
     frozen_ms: int | None
     group_id: Uuid | None
     suspended_ms: int | None
+    attachments: list[AttachedTo]
 
 
 class Group(Answer):

@@ -117,6 +117,7 @@ TABLE: Final[Mapping[type[e.BlockdError], Row]] = {
     e.PreconditionFailed: Row(412, *_PRECONDITION, _precondition),
     e.InUse: Row(412, *_PRECONDITION, _precondition),
     e.GuestRefused: Row(412, *_PRECONDITION, _precondition),
+    e.FreezeNotBegun: Row(412, *_PRECONDITION, _precondition),
     e.ImageRefused: Row(400, *INVALID_ARGUMENTS, _argument("key")),
     e.ObjectMissing: Row(400, *INVALID_ARGUMENTS, _argument("key")),
     e.BucketUnfit: Row(400, *INVALID_ARGUMENTS, _argument("bucket")),

@@ -43,7 +43,7 @@ class Render:
         return (
             f'{{"id":"{v.id}","name":{_quote(v.name)},"type":"{TYPE_OF_IOPS[v.perf_iops]}",'
             f'"size":{v.size_bytes},"project_id":"{v.project_id}","created_at":"{v.created_at}",'
-            f'"updated_at":"{v.updated_at}","references":{_references(v.attachments)},'
+            f'"updated_at":"{v.updated_at}","references":{_references(v.attachments, "exclusive")},'
             f'"parent_snapshot_id":{_optional(v.parent_snapshot_id)},"status":"{v.status!s}",'
             f'"tags":{_texts(v.tags)},"zone":"{self.zone}",'
             f'"specs":{{"class":"{v.storage_class}","perf_iops":{v.perf_iops or "null"}}},'
@@ -57,7 +57,8 @@ class Render:
         return (
             f'{{"id":"{s.id}","name":{_quote(s.name)},"size":{s.size_bytes},'
             f'"project_id":"{s.project_id}","created_at":"{s.created_at}",'
-            f'"updated_at":"{s.updated_at}","references":[],"status":"{s.status!s}",'
+            f'"updated_at":"{s.updated_at}",'
+            f'"references":{_references(s.attachments, "link")},"status":"{s.status!s}",'
             f'"parent_volume":{_parent(s.parent)},"tags":{_texts(s.tags)},'
             f'"zone":"{self.zone}","class":"{s.storage_class}"'
             f"{_PUBLIC[s.public] if self.v1 else ''}}}"
@@ -73,18 +74,19 @@ class Render:
 
     def host_volume(self, volume: Volume) -> str:
         """A Volume of `/host/v1`: why it failed, and since when it is in the trash."""
-        attachments = to_json([_attachment(one) for one in volume.attachments]).decode()
+        attachments = _attachments(volume.attachments)
         return f'{self.volume(volume)[:-1]},{_aside(volume)},"attachments":{attachments}}}'
 
     def host_snapshot(self, snapshot: Snapshot) -> str:
-        """A Snapshot of `/host/v1`, with the same two keys more, its digest, how it was taken."""
+        """A Snapshot of `/host/v1`, with the same keys more, its digest, how it was taken."""
         s = snapshot
         return (
             f"{self.snapshot(s)[:-1]},{_aside(s)},"
             f'"content_digest":{_optional(s.content_digest)},'
             f'"consistency":{_optional(s.consistency)},'
             f'"frozen_ms":{_number(s.frozen_ms)},'
-            f'"group_id":{_optional(s.group_id)},"suspended_ms":{_number(s.suspended_ms)}}}'
+            f'"group_id":{_optional(s.group_id)},"suspended_ms":{_number(s.suspended_ms)},'
+            f'"attachments":{_attachments(s.attachments)}}}'
         )
 
     def group(self, group: Group) -> str:
@@ -106,17 +108,25 @@ def _number(number: int | None) -> str:
     return "null" if number is None else str(number)
 
 
-def _references(attachments: Sequence[Attachment]) -> str:
-    """Who uses it, as the API has it; clients take other types than theirs for unrelated."""
+def _references(attachments: Sequence[Attachment], kind: str) -> str:
+    """Who uses it, as the API has it; clients take other product types than theirs for unrelated.
+
+    Args:
+        kind: `exclusive`, or `link` where others may have it, too.
+    """
     if not attachments:
         return "[]"
     items = (
         f'{{"id":"{a.id}","product_resource_type":"libvirt_domain",'
         f'"product_resource_id":"{a.guest.domain_id}","created_at":"{a.created_at}",'
-        f'"type":"exclusive","status":"{a.status!s}"}}'
+        f'"type":"{kind}","status":"{a.status!s}"}}'
         for a in attachments
     )
     return f"[{','.join(items)}]"
+
+
+def _attachments(attachments: Sequence[Attachment]) -> str:
+    return to_json([_attachment(one) for one in attachments]).decode()
 
 
 def _attachment(attachment: Attachment) -> dict[str, object]:

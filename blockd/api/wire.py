@@ -177,7 +177,7 @@ class RevertVolume(Body):
         return self.keep_previous is not False
 
 
-class AttachVolume(Body):
+class Attach(Body):
     """To a libvirt domain, by name or UUID; `uri` where several connections have it."""
 
     domain: str = Field(min_length=1, max_length=255)
@@ -189,8 +189,8 @@ class AttachVolume(Body):
     uri: str | None = Field(default=None, min_length=1, max_length=255)
 
 
-class DetachVolume(Body):
-    """From a domain, by name or UUID; absent: from the one that has it."""
+class Detach(Body):
+    """From a domain, by name or UUID; absent: from the only one that has it."""
 
     domain: str | None = Field(default=None, min_length=1, max_length=255)
 

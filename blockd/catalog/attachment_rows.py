@@ -1,4 +1,4 @@
-"""The statements about guests: which of them has which volume, and which may be frozen."""
+"""The statements about guests: which has which volume or snapshot, and which may be frozen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from blockd.domain.guest import Attachment, AttachmentStatus, GuestKey
 
-_COLUMNS: Final = "id, volume_id, uri, domain_id, domain_name, target, status, created_at"
+_COLUMNS: Final = "id, resource_id, uri, domain_id, domain_name, target, status, created_at"
 
 
 class AttachmentRows:
@@ -25,27 +25,27 @@ class AttachmentRows:
         """Every one of them, oldest first."""
         return self._select("ORDER BY created_at, id", [])
 
-    def of_volume(self, volume_id: str) -> list[Attachment]:
-        """Those of one volume, oldest first."""
-        return self._select("WHERE volume_id = ? ORDER BY created_at, id", [volume_id])
+    def of(self, resource_id: str) -> tuple[Attachment, ...]:
+        """Those of one volume or snapshot, oldest first."""
+        return tuple(self._select("WHERE resource_id = ? ORDER BY created_at, id", [resource_id]))
 
-    def by_volume(self) -> dict[str, tuple[Attachment, ...]]:
-        """Those of each volume that has any."""
+    def by_resource(self) -> dict[str, tuple[Attachment, ...]]:
+        """Those of each volume and snapshot that has any."""
         found: dict[str, tuple[Attachment, ...]] = {}
         for attachment in self.all():
             found[attachment.volume_id] = (*found.get(attachment.volume_id, ()), attachment)
         return found
 
-    def volume_ids(self) -> set[str]:
-        """The volumes that have any."""
-        return {str(id_) for (id_,) in self._sql.execute("SELECT volume_id FROM attachments")}
+    def resource_ids(self) -> set[str]:
+        """The volumes and snapshots that have any."""
+        return {str(id_) for (id_,) in self._sql.execute("SELECT resource_id FROM attachments")}
 
     def told_of(self) -> list[tuple[Attachment, int, int | None]]:
         """Those made, of volumes at rest, with the volume's size in bytes and its `perf_iops`."""
         columns = ", ".join(f"a.{column}" for column in _COLUMNS.split(", "))
         rows = self._sql.execute(
             f"SELECT {columns}, v.size_bytes, v.perf_iops FROM attachments a"
-            " JOIN volumes v ON v.id = a.volume_id"
+            " JOIN volumes v ON v.id = a.resource_id"
             " WHERE a.status = 'attached' AND v.status = 'available' ORDER BY a.created_at, a.id"
         )
         return [(_attachment(row), int(row[8]), row[9] or None) for row in rows]

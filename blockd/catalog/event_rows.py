@@ -1,4 +1,4 @@
-"""The statements about events, which triggers of migrations 6 and 7 write, as a rule."""
+"""The statements about events, which triggers of migrations 6 and 9 write, as a rule."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ class EventRows:
             "SELECT e.sequence, e.at, e.kind, e.resource_id, e.project_id, e.what, e.status,"
             " coalesce(v.name, s.name), coalesce(v.status, s.status, j.state),"
             " coalesce(v.error, s.error, j.error), v.storage_class,"
-            " EXISTS (SELECT 1 FROM attachments a WHERE a.volume_id = v.id) FROM events e"
+            " EXISTS (SELECT 1 FROM attachments a WHERE a.resource_id = coalesce(v.id, s.id))"
+            " FROM events e"
             " LEFT JOIN volumes v ON e.kind = 'volume' AND v.id = e.resource_id"
             " LEFT JOIN snapshots s ON e.kind = 'snapshot' AND s.id = e.resource_id"
             " LEFT JOIN jobs j ON e.kind = 'job' AND j.id = e.resource_id"

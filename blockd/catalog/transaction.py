@@ -64,7 +64,7 @@ class Transaction(MetaRows):
 
     def volume(self, volume_id: str) -> Volume | None:
         """The volume, whatever its status."""
-        attachments = {volume_id: tuple(self.attachments.of_volume(volume_id))}
+        attachments = {volume_id: self.attachments.of(volume_id)}
         return next(self._volumes("WHERE id = ?", [volume_id], attachments), None)
 
     def add_volume(self, volume: Volume) -> None:
@@ -115,7 +115,7 @@ class Transaction(MetaRows):
             where.add("perf_iops = ?", _IOPS_OF_TYPE.get(wanted.volume_type, -1))
         if wanted.product_resource_id is not None:
             where.add(
-                "id IN (SELECT volume_id FROM attachments WHERE domain_id = ?)",
+                "id IN (SELECT resource_id FROM attachments WHERE domain_id = ?)",
                 wanted.product_resource_id,
             )
         total = self._total(f"SELECT count(*) FROM volumes {where}", where.args)
@@ -132,14 +132,15 @@ class Transaction(MetaRows):
         attachments: Mapping[str, tuple[Attachment, ...]] | None = None,
     ) -> Iterator[Volume]:
         rows = self._sql.execute(f"SELECT {_VOLUME_COLUMNS} FROM volumes {rest}", args)
-        known = self.attachments.by_volume() if attachments is None else attachments
+        known = self.attachments.by_resource() if attachments is None else attachments
         return (_volume(row, known.get(row[0], ())) for row in rows)
 
     # snapshots
 
     def snapshot(self, snapshot_id: str) -> Snapshot | None:
         """The snapshot, whatever its status."""
-        row = next(self._snapshots("WHERE s.id = ?", [snapshot_id]), None)
+        attachments = {snapshot_id: self.attachments.of(snapshot_id)}
+        row = next(self._snapshots("WHERE s.id = ?", [snapshot_id], attachments), None)
         if row is None:
             return None
         group_id, suspended_ms = self.groups.of(snapshot_id)
@@ -162,6 +163,16 @@ class Transaction(MetaRows):
         """All of a class, whatever their status."""
         return list(self._snapshots("WHERE s.storage_class = ? ORDER BY s.id", [storage_class]))
 
+    def attached_snapshots(self, storage_class: str) -> list[Snapshot]:
+        """Those whose bytes are whole and that guests have, or are about to get."""
+        return list(
+            self._snapshots(
+                "WHERE s.id IN (SELECT resource_id FROM attachments) AND s.storage_class = ?"
+                " AND s.status IN ('available', 'exporting') ORDER BY s.id",
+                [storage_class],
+            )
+        )
+
     def page_of_snapshots(self, wanted: SnapshotFilter, page: Page) -> tuple[list[Snapshot], int]:
         """One page, and the number of matches on all pages."""
         where = _Where()
@@ -174,11 +185,23 @@ class Transaction(MetaRows):
         args = [*where.args, *_window(page)]
         return list(self._snapshots(f"WHERE s.id IN ({ids}) ORDER BY {order}", args)), total
 
-    def _snapshots(self, rest: str, args: Sequence[object]) -> Iterator[Snapshot]:
+    def _snapshots(
+        self,
+        rest: str,
+        args: Sequence[object],
+        attachments: Mapping[str, tuple[Attachment, ...]] | None = None,
+    ) -> Iterator[Snapshot]:
         # Once, as there are next to none: a join costs each row.
-        holders, attached = self.jobs.holders(), self.attachments.volume_ids()
+        holders, attached = self.jobs.holders(), self.attachments.resource_ids()
+        known = self.attachments.by_resource() if attachments is None else attachments
         rows = self._sql.execute(f"{_SNAPSHOT_SELECT} {rest}", args)
-        return (_snapshot(row, holders.get(row[0]), row[8] in attached) for row in rows)
+        return (
+            replace(
+                _snapshot(row, holders.get(row[0]), row[8] in attached),
+                attachments=known.get(row[0], ()),
+            )
+            for row in rows
+        )
 
     # intents
 

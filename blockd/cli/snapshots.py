@@ -8,7 +8,7 @@ import typer
 
 from blockd.domain.snapshot import Quiesce
 
-from . import resources, transfers
+from . import attaching, resources, transfers
 from .client import Resource
 from .complete import volume_names
 from .options import (
@@ -129,6 +129,7 @@ def show(ctx: typer.Context, snapshot: SnapshotRef) -> None:
             ("Size", f"{session.out.size(found['size'])} ({found['size']} bytes)"),
             ("Class", found["class"]),
             ("Public", "yes" if found["public"] else "no"),
+            ("Used by", "; ".join(attaching.user(one, host) for one in found["references"])),
             ("Digest", str(host.get("content_digest") or "")),
             ("Group", str(host.get("group_id") or "")),
             ("Consistency", _consistency(host)),
@@ -213,6 +214,31 @@ def clone(
     """Make a volume from a snapshot: volume create --from-snapshot."""
     session = session_of(ctx)
     create_volume(session, name, size, snapshot, None, iops, tags, wait, timeout)
+
+
+@app.command()
+def attach(
+    ctx: typer.Context,
+    snapshot: SnapshotRef,
+    domain: attaching.Domain,
+    target: attaching.Target = None,
+    connect: attaching.Connect = None,
+) -> None:
+    """Let a guest read a snapshot, as a disk it cannot write to, until detach."""
+    attaching.attach(session_of(ctx), SNAPSHOT, snapshot, domain, target, connect)
+
+
+@app.command()
+def detach(
+    ctx: typer.Context,
+    snapshot: SnapshotRef,
+    domain: Annotated[
+        str | None,
+        typer.Argument(metavar="[DOMAIN]", help="Not needed where only one has the snapshot."),
+    ] = None,
+) -> None:
+    """Take a snapshot from a guest. Unmount it there first: a guest may refuse."""
+    attaching.detach(session_of(ctx), SNAPSHOT, snapshot, domain)
 
 
 app.command()(transfers.export)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import resources
+from . import attaching, resources
 from .client import Resource
 from .failures import Code, Failure, usage
 from .options import (
@@ -42,9 +42,6 @@ from .volume_jobs import finish_volume, patience_s
 from .wait import host_view
 
 app = typer.Typer(help="Volumes: block devices to use.", no_args_is_help=True)
-
-#: A guest may take `[libvirt] detach_timeout` to let go of a disk.
-_GUEST_S = 300.0
 
 FROM = Column("FROM", lambda r: r["parent_snapshot_id"] or "", wide=110)
 
@@ -147,7 +144,7 @@ def show(ctx: typer.Context, volume: VolumeRef) -> None:
             ("Device", _device(session, found)),
             ("From", _origin(session, found)),
             ("Tags", ", ".join(found["tags"])),
-            ("Used by", "; ".join(_user(reference, host) for reference in found["references"])),
+            ("Used by", "; ".join(attaching.user(one, host) for one in found["references"])),
             ("Project", found["project_id"]),
             ("Created", instant(found["created_at"])),
             ("Changed", instant(found["updated_at"])),
@@ -267,30 +264,12 @@ def revert(
 def attach(
     ctx: typer.Context,
     volume: VolumeRef,
-    domain: Annotated[
-        str, typer.Argument(metavar="DOMAIN", help="A libvirt domain: its name or UUID.")
-    ],
-    target: Annotated[
-        str | None,
-        typer.Option(
-            "--target", metavar="DEV", help="vdb (virtio) or sda (SCSI). Default: the next free vd."
-        ),
-    ] = None,
-    connect: Annotated[
-        str | None,
-        typer.Option("--connect", metavar="URI", help="Where several connections have the domain."),
-    ] = None,
+    domain: attaching.Domain,
+    target: attaching.Target = None,
+    connect: attaching.Connect = None,
 ) -> None:
     """Give a guest a volume, running or not: it keeps it until detach."""
-    session = session_of(ctx)
-    found = find(session, VOLUME, volume)
-    body = {"domain": domain, "target": target, "uri": connect}
-    path = f"/host/v1/volumes/{found['id']}/attach"
-    given = {key: value for key, value in body.items() if value is not None}
-    answer = session.client.post(path, given, timeout_s=_GUEST_S)
-    (made,) = answer["attachments"]
-    told = f"{label(VOLUME, found)} is {made['target']} of {made['domain']}"
-    session.out.resource(answer, told)
+    attaching.attach(session_of(ctx), VOLUME, volume, domain, target, connect)
 
 
 @app.command()
@@ -303,12 +282,7 @@ def detach(
     ] = None,
 ) -> None:
     """Take a volume from a guest. Unmount it there first: a guest may refuse."""
-    session = session_of(ctx)
-    found = find(session, VOLUME, volume)
-    body = {} if domain is None else {"domain": domain}
-    path = f"/host/v1/volumes/{found['id']}/detach"
-    answer = session.client.post(path, body, timeout_s=_GUEST_S)
-    session.out.resource(answer, f"{label(VOLUME, found)} is detached")
+    attaching.detach(session_of(ctx), VOLUME, volume, domain)
 
 
 @app.command()
@@ -374,12 +348,3 @@ def _origin(session: Session, found: Resource) -> str:
         if failure.code not in (Code.NOT_FOUND, Code.DENIED):
             raise
         return f"snapshot {snapshot_id}, which is gone"
-
-
-def _user(reference: Resource, host: Resource) -> str:
-    """A guest by its name, as far as it is known: it is what people know."""
-    for one in host.get("attachments", []):
-        if one["reference_id"] == reference["id"]:
-            target = f" as {one['target']}" if one["target"] else ""
-            return f"domain {one['domain']}{target} ({reference['status']})"
-    return f"domain {reference['product_resource_id']} ({reference['status']})"

@@ -15,6 +15,7 @@ from blockd.service.classes import StorageClasses
 from blockd.service.freezes import Freezes
 from blockd.service.guest_ports import ThawWatchdog
 from blockd.service.guest_watch import GuestWatch
+from blockd.service.shown_snapshots import ShownSnapshots
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,11 @@ class Guests:
     watchdog: ThawWatchdog | None
 
     def verbs(
-        self, config: Config, catalog: Catalog, classes: StorageClasses
+        self, config: Config, catalog: Catalog, classes: StorageClasses, shown: ShownSnapshots
     ) -> tuple[Freezes, GuestWatch, Attachments]:
         """What is done with guests; none of it begun."""
         section = config.libvirt
-        watch = GuestWatch(catalog, self.hypervisors)
+        watch = GuestWatch(catalog, self.hypervisors, shown)
         return (
             Freezes(
                 catalog,
@@ -44,6 +45,7 @@ class Guests:
                 classes,
                 self.hypervisors,
                 watch,
+                shown,
                 detach_timeout_s=section.detach_timeout,
             ),
         )

@@ -31,6 +31,7 @@ from blockd.service.pool_guard import PoolGuard
 from blockd.service.pool_repair import PoolRepair
 from blockd.service.ports import Images
 from blockd.service.restoring import settle_restored
+from blockd.service.shown_snapshots import ShownSnapshots
 from blockd.service.snapshots import Snapshots
 from blockd.service.steady_clock import SteadyClock
 from blockd.service.transfers import Transfers
@@ -138,7 +139,8 @@ async def open_service(
     await upkeep.start()
     stop_s = config.daemon.stop_timeout
     guests = guests or no_guests()
-    freezes, watch, attachments = guests.verbs(config, catalog, classes)
+    shown = ShownSnapshots(catalog, classes)
+    freezes, watch, attachments = guests.verbs(config, catalog, classes, shown)
     await freezes.start()  # before anything waits for a guest
     async with Operations(catalog, classes, freezes, stop_s=stop_s) as operations:
         await operations.recover()
@@ -178,6 +180,7 @@ async def open_service(
                 await watch.start()
                 await attachments.start()
                 tasks.append(asyncio.create_task(watch.run(), name="guests"))
+                tasks.append(asyncio.create_task(shown.run(), name="shown-snapshots"))
                 doctor = Doctor(
                     catalog,
                     classes,

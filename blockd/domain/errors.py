@@ -111,12 +111,12 @@ class PreconditionFailed(BlockdError):
 
 
 class InUse(PreconditionFailed):
-    """The volume's device is open on this host."""
+    """The device of a volume, or of a snapshot, is open on this host."""
 
-    def __init__(self, volume_id: str, verb: str) -> None:
+    def __init__(self, volume_id: str, verb: str, resource: str = "volume") -> None:
         super().__init__(
             "resource_still_in_use",
-            f"volume {volume_id} is in use: unmount or detach it before you {verb} it",
+            f"{resource} {volume_id} is in use: unmount or detach it before you {verb} it",
         )
         self.volume_id = volume_id
 

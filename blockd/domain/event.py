@@ -32,7 +32,7 @@ class ResourceNow:
 
     Attributes:
         storage_class: of a volume alone.
-        is_attached: a guest has the volume.
+        is_attached: a guest has the volume, or the snapshot.
     """
 
     name: str | None

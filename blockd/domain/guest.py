@@ -1,4 +1,4 @@
-"""Guests of a hypervisor, as libvirt tells of them, and how they hold volumes."""
+"""Guests of a hypervisor, as libvirt tells of them, and how they hold volumes and snapshots."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class Attachment:
 
     Attributes:
         id: the reference's.
+        volume_id: the volume's, or that of the snapshot that the guest reads.
         target: the disk's name in the domain, e.g. `vdb`; empty before it is chosen.
     """
 
@@ -46,6 +47,7 @@ class GuestDisk:
     """A disk of a domain whose source is a front of ours.
 
     Attributes:
+        volume_id: whose front it is: a volume's, or a snapshot's.
         live: the guest that runs has it.
         persistent: the definition has it, so the guest gets it when it is started.
         iops: the most operations a second that it is bound to; None: no bound.
@@ -99,6 +101,7 @@ class DiskOrder:
             free one of virtio.
         iops: the most operations a second; None: no limit.
         discards: whether what the guest discards is to reach the pool.
+        is_read_only: the guest sees a disk that cannot be written to.
     """
 
     path: str
@@ -106,3 +109,4 @@ class DiskOrder:
     target: str | None
     iops: int | None
     discards: bool
+    is_read_only: bool = False

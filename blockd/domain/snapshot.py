@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from blockd.domain.guest import Attachment
 from blockd.domain.job import JobKind
 from blockd.domain.states import Status
 from blockd.domain.volume import Volume
@@ -56,6 +57,7 @@ class Snapshot:
         held_by: the work under way that needs its disk: a clone's copy, a revert's merge.
         group_id: what it was taken together with, and `suspended_ms` for how long their volumes
             stood still for it. Both are known of a snapshot that is asked for alone, not in lists.
+        attachments: the guests that read it; rows of their own.
     """
 
     id: str
@@ -80,6 +82,7 @@ class Snapshot:
     held_by: JobKind | None = None
     group_id: str | None = None
     suspended_ms: int | None = None
+    attachments: tuple[Attachment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,8 @@ def disk_xml(order: DiskOrder, target: str) -> str:
     ET.SubElement(disk, "source", dev=order.path)
     ET.SubElement(disk, "target", dev=target, bus=_BUSES[target[:2]])
     ET.SubElement(disk, "serial").text = order.serial
+    if order.is_read_only:
+        ET.SubElement(disk, "readonly")
     if order.iops is not None:
         tune = ET.SubElement(disk, "iotune")
         ET.SubElement(tune, "total_iops_sec").text = str(order.iops)

@@ -1,4 +1,4 @@
-"""Giving volumes to guests, and taking them back.
+"""Giving volumes, and snapshots to be read, to guests, and taking them back.
 
 A row whose status is `attaching` or `detaching` is the journal of a verb of ours. The task that
 carries it out settles it; what is left after a crash, the first look at its connection settles
@@ -30,13 +30,15 @@ from blockd.domain.guest import (
     GuestDisk,
 )
 from blockd.domain.intent import new_id
+from blockd.domain.snapshot import Snapshot
 from blockd.domain.states import AVAILABLE, Event, move
 from blockd.domain.units import now_timestamp
 from blockd.domain.volume import Volume
 from blockd.service.classes import StorageClasses
 from blockd.service.guest_ports import Hypervisors
 from blockd.service.guest_watch import GuestWatch, forget
-from blockd.service.rows import living_volume
+from blockd.service.rows import living_snapshot, living_volume, readable_snapshot
+from blockd.service.shown_snapshots import ShownSnapshots, front_of_snapshot
 from blockd.service.steps import front_of
 
 log = structlog.get_logger()
@@ -45,7 +47,7 @@ ATTACHING, ATTACHED, DETACHING = AttachmentStatus
 
 
 class Attachments:
-    """All verbs raise `NotFound` for a volume that does not exist or is deleted."""
+    """All verbs raise `NotFound` for what does not exist or is deleted."""
 
     def __init__(
         self,
@@ -53,6 +55,7 @@ class Attachments:
         classes: StorageClasses,
         hypervisors: Hypervisors,
         watch: GuestWatch,
+        shown: ShownSnapshots,
         *,
         detach_timeout_s: float,
     ) -> None:
@@ -60,6 +63,7 @@ class Attachments:
         self._catalog, self._classes, self._hypervisors = catalog, classes, hypervisors
         self._detach_timeout_s = detach_timeout_s
         self._watch, self._tasks = watch, set[asyncio.Task[None]]()
+        self._shown = shown
 
     # verbs
 
@@ -112,6 +116,49 @@ class Attachments:
         volume, attachment = await self._catalog.write("volume attaching", begin)
         await self._attach(volume, attachment)
 
+    async def attach_snapshot(
+        self, snapshot_id: str, domain: str, target: str | None, uri: str | None
+    ) -> None:
+        """Let a guest read a snapshot, as `attach`; several guests may have it.
+
+        Raises:
+            PreconditionFailed: it has no bytes, or this guest has it already.
+            TransientState: it is being made, exported or merged.
+            StorageError, StorageBusy: it cannot be made readable now.
+            GuestRefused, HypervisorUnreachable: as `attach`.
+        """
+        guest = await self._hypervisors.find(domain, uri)
+        await self._carry_out(snapshot_id, self._show_to(snapshot_id, guest, target))
+
+    async def _show_to(self, snapshot_id: str, guest: Guest, target: str | None) -> None:
+        def begin(tx: Transaction) -> tuple[Snapshot, Attachment]:
+            snapshot = readable_snapshot(tx, snapshot_id)
+            self._classes.check_there(snapshot)
+            if any(one.guest == guest.key for one in snapshot.attachments):
+                raise PreconditionFailed(
+                    "resource_still_in_use",
+                    f"snapshot {snapshot_id} is attached to {guest.name} already",
+                )
+            attachment = Attachment(
+                id=new_id(),
+                volume_id=snapshot_id,
+                guest=guest.key,
+                domain_name=guest.name,
+                target=target or "",
+                status=ATTACHING,
+                created_at=now_timestamp(),
+            )
+            tx.attachments.put(attachment)
+            return snapshot, attachment
+
+        snapshot, attachment = await self._catalog.write("snapshot attaching", begin)
+        try:
+            await self._shown.show(snapshot)
+        except BlockdError:
+            await self._catalog.write("snapshot not attached", lambda tx: forget(tx, attachment))
+            raise
+        await self._attach(snapshot, attachment)
+
     async def detach(self, volume_id: str, domain: str | None) -> None:
         """Take the volume from its guest; the guest has let go of it when this returns.
 
@@ -124,32 +171,36 @@ class Attachments:
             GuestRefused: the guest does not let go of it in time, or libvirt says no: it stays.
             HypervisorUnreachable: libvirt does not answer.
         """
-        await self._carry_out(volume_id, self._detach_from(volume_id, domain))
+        await self._carry_out(volume_id, self._detach_from("volume", volume_id, domain))
 
-    async def _detach_from(self, volume_id: str, domain: str | None) -> None:
+    async def detach_snapshot(self, snapshot_id: str, domain: str | None) -> None:
+        """Take the snapshot from a guest, as `detach`."""
+        await self._carry_out(snapshot_id, self._detach_from("snapshot", snapshot_id, domain))
+
+    async def _detach_from(self, resource: str, volume_id: str, domain: str | None) -> None:
+        find = living_volume if resource == "volume" else living_snapshot
+
         def begin(tx: Transaction) -> Attachment:
-            volume = living_volume(tx, volume_id)
-            having = ", ".join(one.domain_name for one in volume.attachments) or "no domain"
+            attachments = find(tx, volume_id).attachments
+            having = ", ".join(one.domain_name for one in attachments) or "no domain"
             names = [
-                one
-                for one in volume.attachments
-                if domain in (None, one.domain_name, one.guest.domain_id)
+                one for one in attachments if domain in (None, one.domain_name, one.guest.domain_id)
             ]
             # A UUID is nobody else's, whatever others call themselves.
             names = [one for one in names if one.guest.domain_id == domain] or names
             if len(names) != 1:
                 what = "say from which" if domain is None and names else f"not to {domain}"
-                told = f"volume {volume_id} is attached to {having}"
+                told = f"{resource} {volume_id} is attached to {having}"
                 told += f": {what}" if names or domain is not None else ""
                 raise PreconditionFailed("resource_not_usable", told)
             (attachment,) = names
             if attachment.status is not ATTACHED:
-                raise TransientState("volume", volume_id, attachment.status)
+                raise TransientState(resource, volume_id, attachment.status)
             attachment = replace(attachment, status=DETACHING)
             tx.attachments.put(attachment)
             return attachment
 
-        await self._detach(await self._catalog.write("volume detaching", begin))
+        await self._detach(await self._catalog.write(f"{resource} detaching", begin))
 
     async def _carry_out(self, volume_id: str, work: Coroutine[None, None, None]) -> None:
         """To its end, whoever asked for it and has gone meanwhile."""
@@ -158,22 +209,28 @@ class Attachments:
     def _begin(self, volume_id: str, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         async def alone() -> None:
             with self._watch.leaving(volume_id):
-                await work
+                try:
+                    await work
+                except BlockdError:
+                    await self._shown.settle(volume_id)
+                    raise
+                await self._shown.settle(volume_id)
 
         task = asyncio.create_task(alone(), name=f"attachment of {volume_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _attach(self, volume: Volume, attachment: Attachment) -> None:
-        driver = self._classes[volume.storage_class].driver
-        order = DiskOrder(
-            path=driver.device(front_of(volume)).path,
-            serial=volume.id,
-            target=attachment.target or None,
-            iops=volume.perf_iops,
-            discards=not driver.traits.is_thick,
-        )
+    def _order(self, row: Volume | Snapshot, attachment: Attachment) -> DiskOrder:
+        driver, target = self._classes[row.storage_class].driver, attachment.target or None
+        if isinstance(row, Snapshot):
+            path = driver.device(front_of_snapshot(row)).path
+            return DiskOrder(path, row.id, target, None, discards=False, is_read_only=True)
+        path, discards = driver.device(front_of(row)).path, not driver.traits.is_thick
+        return DiskOrder(path, row.id, target, row.perf_iops, discards=discards)
+
+    async def _attach(self, volume: Volume | Snapshot, attachment: Attachment) -> None:
+        order = self._order(volume, attachment)
         try:
             target = await self._hypervisors.attach(attachment.guest, order)
         except BlockdError as err:
@@ -181,7 +238,8 @@ class Attachments:
             await self._settle_by_look(attachment)
             log.warning("not attached", volume_id=volume.id, reason=str(err))
             raise
-        self._watch.was_told(attachment.guest, volume)
+        if isinstance(volume, Volume):
+            self._watch.was_told(attachment.guest, volume)
         await self._put(replace(attachment, target=target, status=ATTACHED), "volume attached")
         log.info("volume attached", volume_id=volume.id, domain=attachment.domain_name)
 
@@ -207,7 +265,7 @@ class Attachments:
                         disk = await self._seen(attachment)
             except TimeoutError:
                 raise GuestRefused(
-                    f"domain {attachment.domain_name} did not let go of volume "
+                    f"domain {attachment.domain_name} did not let go of "
                     f"{attachment.volume_id} within {self._detach_timeout_s:g} s: it stays "
                     "attached; unmount it in the guest, or shut the guest down, and detach again"
                 ) from None

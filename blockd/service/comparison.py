@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from blockd.catalog import Transaction
 from blockd.domain.finding import Finding, FindingKind
 from blockd.domain.front import FrontSpec
+from blockd.domain.guest import AttachmentStatus
 from blockd.domain.intent import Verb, disk_name
 from blockd.domain.inventory import FoundDisk, Inventory
 from blockd.domain.job import JobKind
 from blockd.domain.states import AVAILABLE, CREATING, DELETED, ERROR
 from blockd.service.classes import StorageClass
+from blockd.service.shown_snapshots import front_of_snapshot
 
 _OURS = disk_name("")
 
@@ -25,8 +27,8 @@ class Expectation:
         whole: the disks that must be there, and whose they are: `volume <id>`.
         broken: the disks of what is in error, which must not be there, and whose they were.
         passing: the disks that the journal has in hand: they may be there or not.
-        fronts: those that must be up, by volume.
-        moving: the volumes whose front may be up or not, over whichever disk.
+        fronts: those that must be up, by volume, or by snapshot that guests read.
+        moving: the volumes and snapshots whose front may be up or not, over whichever disk.
     """
 
     whole: Mapping[str, str]
@@ -62,8 +64,12 @@ def expectation(storage_class: StorageClass, tx: Transaction) -> Expectation:
             passing.add(owner.disk)
         if owner.resource == "volume" and owner.status is AVAILABLE:
             fronts[owner.id] = FrontSpec(owner.id, owner.disk, owner.size_bytes)
-        elif owner.status not in (AVAILABLE, DELETED, ERROR):
+        elif owner.resource == "volume" and owner.status not in (DELETED, ERROR):
             moving.add(owner.id)
+    for snapshot in tx.attached_snapshots(name):
+        fronts[snapshot.id] = front_of_snapshot(snapshot)
+        if any(one.status is AttachmentStatus.ATTACHING for one in snapshot.attachments):
+            moving.add(snapshot.id)
     return Expectation(
         whole=whole,
         broken=broken,
@@ -149,7 +155,7 @@ def _compare_fronts(expected: Expectation, found: Inventory) -> Iterator[Finding
             yield Finding(
                 FindingKind.FRONT_MISSING,
                 volume_id,
-                f"volume {volume_id} has no device",
+                f"{_whose(wanted)} has no device",
                 fix="set it up",
             )
         elif front is not None and front != wanted:
@@ -158,24 +164,43 @@ def _compare_fronts(expected: Expectation, found: Inventory) -> Iterator[Finding
         yield Finding(
             FindingKind.FRONT_UNKNOWN,
             volume_id,
-            f"there is a device of volume {volume_id}, which does not exist, or is deleted",
+            _left(found.fronts[volume_id]),
             fix="remove the device, unless somebody holds it open",
         )
 
 
+def _whose(front: FrontSpec) -> str:
+    return f"{'snapshot' if front.is_read_only else 'volume'} {front.volume_id}"
+
+
+def _left(front: FrontSpec) -> str:
+    why = "which no guest has" if front.is_read_only else "which does not exist, or is deleted"
+    return f"there is a device of {_whose(front)}, {why}"
+
+
 def _wrong(front: FrontSpec, wanted: FrontSpec) -> Finding:
     volume_id = wanted.volume_id
+    if front.is_read_only != wanted.is_read_only:
+        can, advice = "can", "detach it from its guests, which ends the device, and attach it again"
+        if front.is_read_only:
+            can, advice = "cannot", f"blockdev --setrw /dev/blockd/{volume_id}"
+        return Finding(
+            FindingKind.FRONT_WRONG,
+            volume_id,
+            f"the device of {_whose(wanted)} {can} be written to",
+            advice=advice,
+        )
     if front.disk != wanted.disk:
         return Finding(
             FindingKind.FRONT_WRONG,
             volume_id,
-            f"the device of volume {volume_id} shows {front.disk}, the catalog says {wanted.disk}",
+            f"the device of {_whose(wanted)} shows {front.disk}, the catalog says {wanted.disk}",
             advice="what users see is what the device shows: do not restart blockd before you know "
             "which is right; a clone of either tells. Is the catalog an older one? restore the "
             "right one",
         )
     difference = f"has {front.size_bytes} bytes, the catalog says {wanted.size_bytes}"
-    explanation = f"the device of volume {volume_id} {difference}"
+    explanation = f"the device of {_whose(wanted)} {difference}"
     if front.size_bytes < wanted.size_bytes:
         return Finding(FindingKind.FRONT_WRONG, volume_id, explanation, fix="grow the device")
     return Finding(

@@ -241,7 +241,11 @@ class Doctor:
                     await driver.connect(front)
             case FindingKind.FRONT_UNKNOWN:
                 expected = await self._catalog.read(lambda tx: expectation(storage_class, tx))
-                if finding.subject not in expected.fronts.keys() | expected.moving:
+                if finding.subject in expected.fronts.keys() | expected.moving:
+                    return
+                if await self._catalog.read(lambda tx: tx.snapshot(finding.subject)):
+                    await driver.hide(finding.subject)
+                else:
                     await driver.disconnect(finding.subject)
             case _:
                 await driver.mend(finding)

@@ -15,7 +15,7 @@ from blockd.domain.volume import Volume
 
 
 def add_erase(tx: Transaction, storage_class: str, disks: list[str], fronts: list[str]) -> Intent:
-    """Journal that `disks` are to be removed, after the fronts of the volumes `fronts`.
+    """Journal that `disks` are to be removed, after the fronts of these volumes and snapshots.
 
     One of the two lists may be empty.
     """

@@ -87,11 +87,14 @@ class Events:
         return await self._catalog.read(look)
 
     def _seen(self, event: Event) -> Event:
-        """With the resource as a reader would see it: a volume that somebody has is in use."""
+        """With the resource as a reader would see it: what somebody has is in use."""
         now = event.resource
-        if now is None or now.storage_class is None or now.status != Status.AVAILABLE:
+        if now is None or now.status != Status.AVAILABLE:
             return event
-        if not (now.is_attached or self._is_open(now.storage_class, event.resource_id)):
+        is_open = now.storage_class is not None and self._is_open(
+            now.storage_class, event.resource_id
+        )
+        if not (now.is_attached or is_open):
             return event
         return replace(event, resource=replace(now, status=Status.IN_USE))
 

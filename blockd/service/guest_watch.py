@@ -19,13 +19,14 @@ from typing import Final
 import structlog
 
 from blockd.catalog import Catalog, Transaction
-from blockd.domain.errors import BlockdError, GuestRefused, HypervisorUnreachable
+from blockd.domain.errors import BlockdError
 from blockd.domain.guest import Attachment, AttachmentStatus, Guest, GuestDisk, GuestKey
 from blockd.domain.intent import new_id
 from blockd.domain.states import DELETED
 from blockd.domain.units import now_timestamp
 from blockd.domain.volume import Volume
 from blockd.service.guest_ports import Hypervisors
+from blockd.service.shown_snapshots import ShownSnapshots
 
 log = structlog.get_logger()
 
@@ -43,7 +44,9 @@ _Seen = tuple[Guest, GuestDisk]
 class GuestWatch:
     """Follows libvirt, and the catalog."""
 
-    def __init__(self, catalog: Catalog, hypervisors: Hypervisors) -> None:
+    def __init__(self, catalog: Catalog, hypervisors: Hypervisors, shown: ShownSnapshots) -> None:
+        """`shown` is told of what guests have now, or have no more."""
+        self._shown = shown
         self._catalog, self._hypervisors = catalog, hypervisors
         # Volumes that verbs are about, whose rows are theirs to settle, how many at once; and for
         # each when a verb began or ended last: what was looked at before that is out of date.
@@ -102,7 +105,10 @@ class GuestWatch:
         if await self._catalog.read(
             lambda tx: any(one.guest.uri not in known for one in tx.attachments.all())
         ):
+            rows = await self._catalog.read(lambda tx: tx.attachments.all())
             count = await self._catalog.write("attachments forgotten", forget_gone)
+            for one in rows:
+                self._shown.settle_soon(one.volume_id)
             log.warning("attachments of connections not configured any more", count=count)
 
     async def run(self) -> None:
@@ -160,6 +166,8 @@ class GuestWatch:
                 await self._catalog.write(
                     "attachments seen", lambda tx: self._adopt(tx, uri, seen, unseen, turn)
                 )
+                for _, resource_id in known.keys() ^ seen.keys():
+                    self._shown.settle_soon(resource_id)
             self._seen[uri], self._put_off[uri] = seen, set()
             self._changes[uri].set()
         except BlockdError as err:
@@ -208,7 +216,7 @@ class GuestWatch:
                 tx.attachments.put(now)
         for (key, volume_id), (guest, disk) in seen.items():
             if (key, volume_id) not in rows and not self._is_stale(volume_id, turn):
-                log.info("volume seen attached", volume_id=volume_id, domain=guest.name)
+                log.info("seen attached", resource_id=volume_id, domain=guest.name)
                 made = AttachmentStatus.ATTACHED, now_timestamp()
                 tx.attachments.put(
                     Attachment(new_id(), volume_id, key, guest.name, disk.target, *made)
@@ -249,9 +257,12 @@ class GuestWatch:
             return False
         try:
             await call()
-        except (GuestRefused, HypervisorUnreachable) as err:
+        except Exception as err:
             self._put_off[uri].add((use, what))
-            log.warning("guest not told", volume_id=use[1], what=what, reason=str(err))
+            if isinstance(err, BlockdError):
+                log.warning("guest not told", volume_id=use[1], what=what, reason=str(err))
+            else:
+                log.exception("guest not told", volume_id=use[1], what=what)
             return False
         log.info("guest told of its disk", volume_id=use[1], what=what)
         return True
@@ -270,12 +281,12 @@ def _rows(tx: Transaction, uri: str) -> dict[_Use, Attachment]:
 
 
 def _known(tx: Transaction, seen: Mapping[_Use, _Seen]) -> dict[_Use, _Seen]:
-    """Those of volumes that there are: a front may be of another catalog."""
-    found = {use: tx.volume(use[1]) for use in seen}
+    """Those of volumes and snapshots that there are: a front may be of another catalog."""
+    found = {use: tx.volume(use[1]) or tx.snapshot(use[1]) for use in seen}
     return {
         use: seen[use]
-        for use, volume in found.items()
-        if volume is not None and volume.status is not DELETED
+        for use, row in found.items()
+        if row is not None and row.status is not DELETED
     }
 
 

@@ -122,4 +122,5 @@ def _broken(tx: Transaction, row: Snapshot, event: Event, reason: str) -> tuple[
     row = replace(row, status=status, error=reason, updated_at=now_timestamp())
     tx.put_snapshot(row)
     disks = [row.disk, *release(tx, [row])]
-    return row, add_erase(tx, row.storage_class, disks, [])
+    # A guest that reads it has errors from now on, and its device until it is detached.
+    return row, add_erase(tx, row.storage_class, disks, [row.id])

@@ -182,7 +182,8 @@ class StorageDriver(Protocol):
     async def connect(self, front: FrontSpec) -> None:
         """Make the front be as `front` says: created, grown, or left as it is. Idempotent.
 
-        A front that exists over another disk is an error: only `swap` changes disks.
+        A front that exists over another disk is an error: only `swap` changes disks. That of a
+        snapshot keeps its disk active, whoever else reads it, until `hide`.
         """
 
     async def disconnect(self, volume_id: str) -> None:
@@ -190,6 +191,13 @@ class StorageDriver(Protocol):
 
         Raises:
             InUse: somebody holds it open. The kernel decides, so there is no race.
+        """
+
+    async def hide(self, snapshot_id: str) -> None:
+        """Remove the front of a snapshot, and put its disk away unless others read it. Idempotent.
+
+        Raises:
+            InUse: somebody holds it open; nothing changed.
         """
 
     async def swap(self, front: FrontSpec) -> None:
@@ -262,7 +270,7 @@ class StorageDriver(Protocol):
 
         Fronts of volumes not listed are removed when nobody holds them open. A front over another
         disk than listed is left alone: the journal will bring the catalog after it. What a crash
-        left readable (`reading`) is put away.
+        left readable (`reading`, `hide`) is put away.
 
         Args:
             hidden: disks without a front whose snapshots must be readable: kept origins, disks of

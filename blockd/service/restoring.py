@@ -287,7 +287,7 @@ class _Settling:
                 yield self._adopt_volume(disk, self._fronts.get(volume_ids.get(disk.name, "")))
         for disk in left:
             if not disk.is_writable or disk.is_merging:
-                yield self._adopt_snapshot(disk)
+                yield self._adopt_snapshot(disk, self._fronts.get(volume_ids.get(disk.name, "")))
         self._go_on_merging()
 
     def _named(self) -> set[str]:
@@ -320,13 +320,15 @@ class _Settling:
         self._tx.add_volume(volume)
         return volume.name
 
-    def _adopt_snapshot(self, disk: FoundDisk) -> str:
-        id_ = self._id_for(disk, None)
+    def _adopt_snapshot(self, disk: FoundDisk, front: FrontSpec | None) -> str:
+        id_ = self._id_for(disk, front)
         volumes = self._tx.volumes_of(self._class.name)
         parent = next((row for row in volumes if row.disk == disk.origin), None)
         size_bytes = disk.size_bytes
         if parent and self._inventory.whole_extents(parent.size_bytes) == size_bytes:
             size_bytes = parent.size_bytes
+        if front is not None:
+            size_bytes = front.size_bytes
         snapshot = Snapshot(
             id=id_,
             project_id=self._project_id,
@@ -347,7 +349,7 @@ class _Settling:
         return snapshot.name
 
     def _id_for(self, disk: FoundDisk, front: FrontSpec | None) -> str:
-        """The volume's own if its front is up, else the one in the disk's name."""
+        """Its own if its front is up, else the one in the disk's name."""
         asked = front.volume_id if front is not None else disk.name.removeprefix("blockd-")
         taken = self._tx.volume(asked) or self._tx.snapshot(asked)
         return asked if taken is None and _is_id(asked) else new_id()

@@ -155,6 +155,13 @@ def _revertible(
         )
     if storage_class.is_thick and snapshot.held_by is not None:
         raise TransientState("snapshot", snapshot_id, "in_use")  # a merge would take its bytes
+    if storage_class.is_thick and snapshot.attachments:
+        raise PreconditionFailed(
+            "resource_still_in_use",
+            f"snapshot {snapshot_id} is attached to {snapshot.attachments[0].domain_name}, and "
+            "reverting takes its bytes away for a while: detach it first, or revert to a snapshot "
+            "taken at another time",
+        )
     move("volume", volume_id, row.status, Event.CHANGE)
     if row.attachments or storage_class.driver.is_open(volume_id):
         raise InUse(volume_id, "revert")

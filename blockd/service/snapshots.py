@@ -148,7 +148,8 @@ class Snapshots:
 
         Raises:
             TransientState: it is being made.
-            PreconditionFailed: a clone is being copied from it, or its volume reverted to it.
+            PreconditionFailed: a guest has it, a clone is being copied from it, or its volume
+                reverted to it.
         """
 
         def throw(tx: Transaction) -> Intent | None:
@@ -160,11 +161,23 @@ class Snapshots:
                     f"snapshot {snapshot_id} is in use by a {row.held_by}: wait for it, or cancel "
                     "it (blockctl job list)",
                 )
+            self._check_unread(row)
             now = now_timestamp()
             row = replace(row, status=status, deleted_at=now, updated_at=now)
             return self._trash.throw(tx, row)
 
         self._trash.thrown(await self._catalog.write("snapshot deleted", throw))
+
+    def _check_unread(self, row: Snapshot) -> None:
+        """See that neither a guest nor anybody on this host reads it."""
+        if row.attachments:
+            having = ", ".join(one.domain_name for one in row.attachments)
+            what = f"is attached to {having}: detach it first"
+        elif self._classes.is_open(row.storage_class, row.id):
+            what = "is open on this host: close it first"
+        else:
+            return
+        raise PreconditionFailed("protected_resource", f"snapshot {row.id} {what}")
 
     async def undelete(
         self, snapshot_id: str, remember: Remember[Snapshot] | None = None
@@ -240,7 +253,7 @@ def _parent_front(snapshot: Snapshot) -> tuple[str, str] | None:
 
 
 def _shown(snapshot: Snapshot, parent_is_open: bool) -> Snapshot:
-    if snapshot.held_by is not None:
+    if snapshot.held_by is not None or snapshot.attachments:
         status = seen_status(snapshot.status, is_open=True)
         snapshot = replace(snapshot, status=status)
     if snapshot.parent is None or not (parent_is_open or snapshot.parent.is_attached):

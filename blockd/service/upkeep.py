@@ -19,6 +19,7 @@ from blockd.catalog import Catalog, Transaction
 from blockd.domain.errors import CatalogUnavailable, InUse
 from blockd.domain.front import FrontSpec
 from blockd.service.classes import StorageClass, StorageClasses
+from blockd.service.shown_snapshots import front_of_snapshot
 from blockd.service.steps import front_of
 
 log = structlog.get_logger()
@@ -141,8 +142,9 @@ def _wanted(storage_class: StorageClass, tx: Transaction) -> _Wanted:
         tx.volumes_with_fronts(storage_class.name),
         tx.disks.at_rest(storage_class.name),
     )
+    shown = [front_of_snapshot(row) for row in tx.attached_snapshots(storage_class.name)]
     if not storage_class.is_thick:
-        return _Wanted([front_of(volume) for volume in volumes], [], disks)
+        return _Wanted([*map(front_of, volumes), *shown], [], disks)
     reverting = tx.disks.reverting(storage_class.name)
     fronts = [front_of(volume) for volume in volumes if volume.id not in reverting]
-    return _Wanted(fronts, tx.disks.hidden(storage_class.name), disks)
+    return _Wanted([*fronts, *shown], tx.disks.hidden(storage_class.name), disks)

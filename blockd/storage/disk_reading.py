@@ -92,14 +92,31 @@ class DiskReading:
                     del self._readers[disk]
                 return
             async with self._turn():
-                # Asked only now: somebody may have come to read it while this waited.
-                if not self._readers[disk]:
-                    del self._readers[disk]
-                    await self._lvm.deactivate([disk])
+                await self.put_away(disk)
         except (StorageError, HostExhausted) as err:
-            log.warning("a disk stays active for a while", disk=disk, reason=str(err))
-            self.left[disk] = str(err)
-            self._amiss()
+            self._leave(disk, err)
+
+    async def put_away(self, disk: str) -> None:
+        """Within a turn: deactivate it, unless somebody reads it, or others need it active.
+
+        What fails is tried again.
+        """
+        # Asked only now: somebody may have come to read it while the turn was waited for.
+        if self._readers[disk]:
+            return
+        del self._readers[disk]
+        info = self._info(disk)
+        if info is None or self.stays_active(info.uuid) or _lies_under_another(info):
+            return
+        try:
+            await self._lvm.deactivate([disk])
+        except (StorageError, HostExhausted) as err:
+            self._leave(disk, err)
+
+    def _leave(self, disk: str, err: Exception) -> None:
+        log.warning("a disk stays active for a while", disk=disk, reason=str(err))
+        self.left[disk] = str(err)
+        self._amiss()
 
     async def put_away_left(self, ours: Callable[[], Awaitable[Mapping[str, int]]]) -> None:
         """What a crash or a failure left active; whoever needs it activates it again.
@@ -125,3 +142,9 @@ class DiskReading:
             for info in devices
             if info.read_only and info.open_count == 0 and not self.stays_active(info.uuid)
         ]
+
+
+def _lies_under_another(info: DeviceInfo) -> bool:
+    """Whether a device lies over it: the front of a snapshot that guests read."""
+    holders = Path(f"/sys/dev/block/{info.number}/holders")  # Linux, ABI/stable/sysfs-block
+    return holders.is_dir() and any(holders.iterdir())

@@ -143,13 +143,21 @@ class DeviceMapper:
         with self._effects.around("dm create"):
             self._call(_CREATE, name=name, uuid=uuid)
 
-    def load(self, uuid: str, length_sectors: int, kind: str, params: str) -> None:
-        """Put a table of one target into the inactive slot; `resume` makes it live."""
+    def load(
+        self, uuid: str, length_sectors: int, kind: str, params: str, *, read_only: bool = False
+    ) -> None:
+        """Put a table of one target into the inactive slot; `resume` makes it live.
+
+        Args:
+            read_only: what lies under it is opened for reading alone, and the device, once the
+                table is live, refuses writes (Linux, dm-ioctl.c, `get_mode`, `do_resume`).
+        """
         text = params.encode() + b"\0"
         text += b"\0" * (-len(text) % 8)
         target = _TARGET.pack(0, length_sectors, 0, _TARGET.size + len(text), kind.encode())
         with self._effects.around("dm load"):
-            self._call(_LOAD, uuid=uuid, payload=target + text, targets=1)
+            flags = _READONLY_FLAG if read_only else 0
+            self._call(_LOAD, uuid=uuid, flags=flags, payload=target + text, targets=1)
 
     def clear(self, uuid: str) -> None:
         """Empty the inactive slot."""

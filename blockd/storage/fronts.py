@@ -1,8 +1,9 @@
-"""Fronts: the devices through which volumes are used.
+"""Fronts: the devices through which volumes are used, and snapshots that guests read.
 
 A front is a dm-linear of exactly the volume's size over its LV, with the uuid
-`BLOCKD-<class>-<catalog>-<volume>` and the link `/dev/blockd/<volume>`. It is derived from the
-catalog at every start, so it needs no journal. Tried: docs/decisions/0003-fronts.md.
+`BLOCKD-<class>-<catalog>-<volume>` and the link `/dev/blockd/<volume>`. A snapshot's is named after
+the snapshot, and read-only. They are derived from the catalog at every start, so they need no
+journal. Tried: docs/decisions/0003-fronts.md.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -149,18 +151,23 @@ class Fronts:
             return None
         return self._mapper.table(uuid)[0].params.split()[0]
 
-    async def connect(self, volume_id: str, lower: Lower, size_bytes: int) -> None:
+    async def connect(
+        self, volume_id: str, lower: Lower, size_bytes: int, *, read_only: bool = False
+    ) -> None:
         """Make the front, or grow it, or leave it as it is; it never shrinks.
 
         Raises:
-            StorageError: it lies over another device, or the kernel refused.
+            StorageError: it lies over another device, can be written to though it must not, or
+                the kernel refused.
         """
         async with self._lock(volume_id):
             uuid = self._uuid(volume_id)
             info = self._mapper.info(uuid)
             if info is None or not info.has_table:
-                await self._make(volume_id, lower, size_bytes)
+                await self._make(volume_id, lower, size_bytes, read_only=read_only)
                 return
+            if read_only and not info.read_only:
+                raise StorageError(f"the device of snapshot {volume_id} can be written to")
             (target,) = self._mapper.table(uuid)
             if target.params != f"{lower.number} 0":
                 raise StorageError(f"volume {volume_id} has another disk behind its front")
@@ -207,10 +214,17 @@ class Fronts:
             InUse: somebody holds it open.
         """
         async with self._lock(volume_id):
+            info = self._mapper.info(self._uuid(volume_id))
+            is_snapshots = info is not None and info.read_only
+            if is_snapshots:
+                # Before the device: nobody makes this link again, should it be left by a crash.
+                self._unlink(volume_id)
             try:
                 await self.in_thread(lambda: self._remove(volume_id))
             except DeviceOpen as err:
-                raise InUse(volume_id, "delete") from err
+                if info is not None:
+                    self._link(volume_id, info)
+                raise InUse(volume_id, "delete", "snapshot" if is_snapshots else "volume") from err
 
     @asynccontextmanager
     async def still(
@@ -246,12 +260,14 @@ class Fronts:
                 if late:
                     keep_until(end_of(late, locks.pop_all()))
 
-    async def _make(self, volume_id: str, lower: Lower, size_bytes: int) -> None:
+    async def _make(
+        self, volume_id: str, lower: Lower, size_bytes: int, *, read_only: bool = False
+    ) -> None:
         uuid = self._uuid(volume_id)
         if self._mapper.info(uuid) is None:
             self._mapper.create(_NAME_PREFIX + volume_id, uuid)
         try:
-            await self._load(uuid, lower, size_bytes)
+            await self._load(uuid, lower, size_bytes, read_only=read_only)
             await self.in_thread(lambda: self._mapper.resume(uuid))
             for info in self._mapper.devices(_NAME_PREFIX + volume_id):
                 await wait_for_node(Path(f"/dev/dm-{info.minor}"))
@@ -270,16 +286,22 @@ class Fronts:
             self._mapper.clear(uuid)
             raise
 
-    async def _load(self, uuid: str, lower: Lower, size_bytes: int) -> None:
+    async def _load(
+        self, uuid: str, lower: Lower, size_bytes: int, *, read_only: bool = False
+    ) -> None:
         if lower.size_bytes < size_bytes:
             raise StorageError(
                 f"the disk has {lower.size_bytes} bytes, the volume needs {size_bytes}"
             )
         sectors, params = size_bytes // SECTOR_BYTES, f"{lower.number} 0"
-        await self.in_thread(lambda: self._mapper.load(uuid, sectors, "linear", params))
+        load = partial(self._mapper.load, uuid, sectors, "linear", params, read_only=read_only)
+        await self.in_thread(load)
 
     def _remove(self, volume_id: str) -> None:
         self._mapper.remove(self._uuid(volume_id))
+        self._unlink(volume_id)
+
+    def _unlink(self, volume_id: str) -> None:
         with self._effects.around("link remove"):
             self.path(volume_id).unlink(missing_ok=True)
 

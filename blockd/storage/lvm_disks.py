@@ -166,7 +166,7 @@ class LvmDisks:
             if disk is not None:
                 (target,) = self._mapper.table(info.uuid)
                 size_bytes = target.length_sectors * SECTOR_BYTES
-                fronts[volume_id] = FrontSpec(volume_id, disk, size_bytes)
+                fronts[volume_id] = FrontSpec(volume_id, disk, size_bytes, info.read_only)
         disks = {lv.name: _found_disk(lv) for lv in lvs if self._ours(lv)}
         return Inventory(group.extent_bytes, disks, fronts)
 
@@ -223,6 +223,7 @@ class LvmDisks:
         return self._reading.writing(disk)
 
     async def _put_away_left(self) -> list[str]:
+        """After the fronts: those of snapshots hold what they need."""
         try:
             await self._reading.put_away_left(self.disks)
         except StorageError as err:
@@ -272,11 +273,22 @@ class LvmDisks:
     # fronts
 
     async def connect(self, front: FrontSpec) -> None:
-        lower = await self._lower(front.disk)
-        await self._fronts.connect(front.volume_id, lower, front.size_bytes)
+        await self._connect(front, await self._lower(front.disk))
+
+    async def _connect(self, front: FrontSpec, lower: Lower) -> None:
+        await self._fronts.connect(
+            front.volume_id, lower, front.size_bytes, read_only=front.is_read_only
+        )
 
     async def disconnect(self, volume_id: str) -> None:
         await self._fronts.disconnect(volume_id)
+
+    async def hide(self, snapshot_id: str) -> None:
+        """See the port."""
+        disk = await self.disk_behind(snapshot_id)
+        await self._fronts.disconnect(snapshot_id)
+        if disk is not None:
+            await self._reading.put_away(disk)
 
     async def swap(self, front: FrontSpec) -> None:
         lower = await self._lower(front.disk)
@@ -377,7 +389,7 @@ class LvmDisks:
                 problems.append(f"volume {volume_id}: its LV {front.disk} is missing or inactive")
             elif self._fronts.number_behind(volume_id) in (None, lower.number):
                 try:
-                    await self._fronts.connect(volume_id, lower, front.size_bytes)
+                    await self._connect(front, lower)
                 except (StorageError, OSError) as err:
                     problems.append(f"volume {volume_id}: {err}")
         return problems

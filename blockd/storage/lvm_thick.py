@@ -376,7 +376,7 @@ class LvmThick(LvmGroups):
 
     async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> list[str]:
         """See the port."""
-        problems = [*await self._put_away_left(), *await self._start_fronts(fronts, hidden)]
+        problems = [*await self._start_fronts(fronts, hidden), *await self._put_away_left()]
         missed = await self._finding.find()
         return [*problems, *(f"class {self._settings.name}: {line}" for line in missed)]
 

@@ -291,23 +291,24 @@ class LvmThin(InstantDisks, LvmGroups):
 
     async def start(self, fronts: Sequence[FrontSpec], hidden: Sequence[str] = ()) -> list[str]:
         del hidden  # thin snapshots need no origin
-        problems = await self._put_away_leftovers()
-        return problems + await self._start_fronts(fronts, ())
+        problems = await self._release_leftover()
+        problems += await self._start_fronts(fronts, ())
+        return problems + await self._put_away_left()
 
-    async def _put_away_leftovers(self) -> list[str]:
-        """What a crash left of a disk being read; whoever needs one of them activates it again."""
+    async def _release_leftover(self) -> list[str]:
+        """What a crash left of the pool's metadata being read."""
         try:
             if (await self._pool.status()).holds_snapshot:
                 await self._reading.release_leftover(self._pool.uuid)
         except StorageError as err:
             return [str(err)]
-        return await self._put_away_left()
+        return []
 
 
 def _held(volume_id: str) -> PreconditionFailed:
     return PreconditionFailed(
         "resource_still_in_use",
-        f"volume {volume_id} is in use: unmount or detach it before its pool is repaired",
+        f"/dev/blockd/{volume_id} is in use: unmount or detach it before its pool is repaired",
     )
 
 

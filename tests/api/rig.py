@@ -40,6 +40,7 @@ from blockd.service.losses import Losses
 from blockd.service.operations import Operations
 from blockd.service.pool_guard import PoolGuard
 from blockd.service.pool_repair import PoolRepair
+from blockd.service.shown_snapshots import ShownSnapshots
 from blockd.service.snapshots import Snapshots
 from blockd.service.steady_clock import SteadyClock
 from blockd.service.transfers import Transfers
@@ -166,7 +167,9 @@ async def service_over_files(
         classes = StorageClasses(
             {name: StorageClass(name, each) for name, each in drivers.items()}, default_class
         )
-        freezes, _, attachments = no_guests().verbs(config, catalog, classes)
+        freezes, _, attachments = no_guests().verbs(
+            config, catalog, classes, ShownSnapshots(catalog, classes)
+        )
         operations = await stack.enter_async_context(
             Operations(catalog, classes, freezes, stop_s=5.0)
         )

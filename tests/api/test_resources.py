@@ -225,6 +225,7 @@ NOT_QUIET = {
     "frozen_ms": None,
     "group_id": None,
     "suspended_ms": None,
+    **ATTACHED_TO_NOBODY,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,3 +72,28 @@ async def test_what_libvirt_refuses_is_told_in_one_line(attached: Attached) -> N
         (["detach", "data", "db"], "is attached to web: not to db"),
     ):
         assert reason in (await attached.cli("volume", *argv)).failed(5)
+
+
+async def test_guest_that_reads_a_snapshot_is_named_and_the_snapshot_not_deleted(
+    attached: Attached, libvirtd: LibvirtDaemon
+) -> None:
+    cli = attached.cli
+    made = json.loads((await cli("snapshot", "create", "data", "monday", "--json")).out)
+    libvirtd.define("backup", [made["id"]])
+    await until(lambda: has_reader(cli))
+    shown = await cli("snapshot", "show", "monday")
+    assert "domain backup as vda (attached)" in shown.out
+    assert "in_use" in shown.out
+    refused = await cli("snapshot", "delete", "monday")
+    assert "attached to backup: detach it first" in refused.failed(5)
+    for argv, reason in (
+        (["attach", "monday", "backup"], "is attached to backup already"),
+        (["attach", "monday", "db"], "attach the disk: "),
+        (["detach", "monday"], "detach the disk: "),
+        (["detach", "monday", "db"], "is attached to backup: not to db"),
+    ):
+        assert reason in (await cli("snapshot", *argv)).failed(5)
+
+
+async def has_reader(cli: Cli) -> bool:
+    return "backup" in (await cli("snapshot", "show", "monday")).out

@@ -6,6 +6,7 @@ import asyncio
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -129,6 +130,17 @@ class Storage(ABC):
         front = self.front(await self.clone_disk(snapshot, size_bytes), size_bytes)
         await self.connect(front)
         return front
+
+    async def show(self, snapshot: str, size_bytes: int) -> FrontSpec:
+        """A snapshot with a device of its own."""
+        shown = replace(self.front(snapshot, size_bytes), is_read_only=True)
+        await self.connect(shown)
+        return shown
+
+    async def hide(self, shown: FrontSpec) -> None:
+        """Its device gone."""
+        async with self.driver.turn():
+            await self.driver.hide(shown.volume_id)
 
     async def grow(self, front: FrontSpec, size_bytes: int) -> FrontSpec:
         """A larger disk behind the same front, and the front with it."""

@@ -40,7 +40,7 @@ from tests.support.file_pool import EXTENT_BYTES, FilePool, whole_extents
 
 _WITHIN_TURN = frozenset(
     {"create", "snapshot", "still", "clone", "grow", "seal", "erase", "copy_space"}
-    | {"revert_bytes", "reserve_for_revert", "begin_merge", "end_merge"}
+    | {"revert_bytes", "reserve_for_revert", "begin_merge", "end_merge", "hide"}
 )
 _ANNOUNCED = _WITHIN_TURN - {"revert_bytes", "copy_space"} | {
     "connect",
@@ -223,6 +223,15 @@ class FileDriver(FilePool, InstantDisks):
             self._front_path(volume_id).unlink()
         self._hide(disk)
 
+    async def hide(self, snapshot_id: str) -> None:
+        """See `StorageDriver`: there is nothing to be put away."""
+        await self._enter("hide")
+        disk = await self.disk_behind(snapshot_id)
+        if disk is not None:
+            with self._unopened(snapshot_id, "delete"):
+                self._front_path(snapshot_id).unlink()
+            self._hide(disk)
+
     async def swap(self, front: FrontSpec) -> None:
         """See `StorageDriver`."""
         await self._enter("swap")
@@ -356,7 +365,9 @@ class FileDriver(FilePool, InstantDisks):
         fronts = {}
         for path in self._fronts.iterdir():
             disk = path.readlink().name
-            fronts[path.name] = FrontSpec(path.name, disk, self._need(disk).shown_bytes)
+            is_sealed = disk in disks and not disks[disk].is_writable
+            shown_bytes = self._need(disk).shown_bytes
+            fronts[path.name] = FrontSpec(path.name, disk, shown_bytes, is_sealed)
         return Inventory(EXTENT_BYTES, disks, fronts)
 
     async def copy_space(self, size_bytes: int) -> OpenDisk:
@@ -438,9 +449,12 @@ class FileDriver(FilePool, InstantDisks):
         if tag.shown_bytes > tag.size_bytes:
             raise StorageError(f"{disk} has {tag.size_bytes} bytes, not {tag.shown_bytes}")
         path = self._disk_path(disk)
+        mode = path.stat().st_mode
+        path.chmod(0o600)  # a snapshot's is read-only
         for length in (self._need(disk).shown_bytes, tag.shown_bytes):
             if path.stat().st_size != length:
                 os.truncate(path, length)
+        path.chmod(mode)
         self._mark(disk, tag)
 
     def _hide(self, disk: str) -> None:
@@ -477,7 +491,8 @@ class FileDriver(FilePool, InstantDisks):
             os.close(descriptor)
             if error.errno != errno.EAGAIN:
                 raise
-            raise InUse(volume_id, verb) from None
+            is_volume = self._front_path(volume_id).stat().st_mode & 0o200
+            raise InUse(volume_id, verb, "volume" if is_volume else "snapshot") from None
         try:
             yield
         finally:

@@ -33,6 +33,8 @@ class LibvirtDaemon:
         (folder / "none").mkdir()
         (folder / "conf").write_text(
             f'unix_sock_dir = "{folder}"\nauth_unix_rw = "none"\nauth_unix_ro = "none"\n'
+            # Between two tests nobody runs libvirt's event loop, which would answer it.
+            "keepalive_interval = -1\n"
         )
 
     def start(self) -> None:

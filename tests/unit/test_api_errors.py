@@ -30,6 +30,7 @@ SAMPLES: list[errors.BlockdError] = [
     errors.PreconditionFailed("protected_resource", "in use"),
     errors.InUse("id", "delete"),
     errors.GuestRefused("domain web: no more PCI slots"),
+    errors.FreezeNotBegun("domain web: freeze: it has been disabled"),
     errors.HypervisorUnreachable("libvirt qemu:///system: no answer"),
     errors.ImageRefused("it has a backing file"),
     errors.ObjectMissing("bucket", "key"),

@@ -75,7 +75,35 @@ SNAPSHOTS = st.builds(
     frozen_ms=st.none() | st.integers(0, 60_000),
     group_id=st.none() | st.uuids().map(str),
     suspended_ms=st.none() | st.integers(0, 60_000),
+    attachments=st.lists(ATTACHMENTS, max_size=2).map(tuple),
 )
+
+
+def references(attachments: tuple[Attachment, ...], kind: str) -> list[dict[str, object]]:
+    return [
+        {
+            "id": one.id,
+            "product_resource_type": "libvirt_domain",
+            "product_resource_id": one.guest.domain_id,
+            "created_at": NOW,
+            "type": kind,
+            "status": one.status.value,
+        }
+        for one in attachments
+    ]
+
+
+def attached_to(attachments: tuple[Attachment, ...]) -> list[dict[str, object]]:
+    return [
+        {
+            "reference_id": one.id,
+            "uri": "qemu:///system",
+            "domain_id": one.guest.domain_id,
+            "domain": one.domain_name,
+            "target": one.target or None,
+        }
+        for one in attachments
+    ]
 
 
 @given(VOLUMES)
@@ -89,17 +117,7 @@ def test_volume_says_what_the_value_holds(volume: Volume) -> None:
         "project_id": volume.project_id,
         "created_at": NOW,
         "updated_at": NOW,
-        "references": [
-            {
-                "id": one.id,
-                "product_resource_type": "libvirt_domain",
-                "product_resource_id": one.guest.domain_id,
-                "created_at": NOW,
-                "type": "exclusive",
-                "status": one.status.value,
-            }
-            for one in volume.attachments
-        ],
+        "references": references(volume.attachments, "exclusive"),
         "parent_snapshot_id": volume.parent_snapshot_id,
         "status": volume.status.value,
         "tags": list(volume.tags),
@@ -109,16 +127,7 @@ def test_volume_says_what_the_value_holds(volume: Volume) -> None:
         "kms_key_id": None,
         "error": volume.error,
         "deleted_at": volume.deleted_at,
-        "attachments": [
-            {
-                "reference_id": one.id,
-                "uri": "qemu:///system",
-                "domain_id": one.guest.domain_id,
-                "domain": one.domain_name,
-                "target": one.target or None,
-            }
-            for one in volume.attachments
-        ],
+        "attachments": attached_to(volume.attachments),
     }
     answers.HostVolume.model_validate(told)
     v1 = json.loads(Render("xx-lab-1").volume(volume))
@@ -140,7 +149,7 @@ def test_snapshot_says_what_the_value_holds(snapshot: Snapshot) -> None:
         "project_id": snapshot.project_id,
         "created_at": NOW,
         "updated_at": NOW,
-        "references": [],
+        "references": references(snapshot.attachments, "link"),
         "status": snapshot.status.value,
         "parent_volume": None
         if parent is None
@@ -161,11 +170,12 @@ def test_snapshot_says_what_the_value_holds(snapshot: Snapshot) -> None:
         "frozen_ms": snapshot.frozen_ms,
         "group_id": snapshot.group_id,
         "suspended_ms": snapshot.suspended_ms,
+        "attachments": attached_to(snapshot.attachments),
     }
     answers.HostSnapshot.model_validate(told)
     v1 = json.loads(Render("xx-lab-1").snapshot(snapshot))
     aside = ("error", "deleted_at", "content_digest", "consistency", "frozen_ms")
-    aside += ("group_id", "suspended_ms")
+    aside += ("group_id", "suspended_ms", "attachments")
     assert v1 == {key: told[key] for key in told if key not in aside}
     older = json.loads(Render("xx-lab-1", v1=False).snapshot(snapshot))
     assert older == {key: v1[key] for key in v1 if key != "public"}

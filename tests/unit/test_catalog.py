@@ -14,6 +14,7 @@ from blockd.catalog import Transaction, open_catalog
 from blockd.catalog.store import _open
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StartError
+from blockd.domain.guest import AttachmentStatus
 from blockd.domain.intent import Verb, disk_name
 from blockd.domain.listing import OrderBy, Page, SnapshotFilter, VolumeFilter
 from blockd.domain.snapshot import Snapshot
@@ -259,3 +260,36 @@ def test_disk_names_are_fit_for_lvm() -> None:
     name = disk_name("00000000-0000-4000-8000-000000000000")
     assert len(name) < 128
     assert name.replace("-", "").isalnum()
+
+
+def test_attachments_outlive_the_migration_that_lets_them_name_snapshots() -> None:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    migrations = sorted((Path(__file__).parents[2] / "blockd/catalog/migrations").glob("*.sql"))
+    for script in migrations[:8]:
+        connection.executescript(script.read_text())
+    row = ("a", "v", "qemu:///system", "g", "web", "vda", "attached", VOLUME.created_at)
+    connection.execute("INSERT INTO attachments VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    for script in migrations[8:]:
+        connection.executescript(script.read_text())
+    tx = Transaction(connection, None)
+    tx.add_volume(VOLUME)
+    tx.add_snapshot(replace(SNAPSHOT, volume_id="v"))
+    (of_volume,) = tx.attachments.of("v")
+    tx.attachments.put(replace(of_volume, id="b", volume_id="s", status=AttachmentStatus.ATTACHING))
+    volume, snapshot = tx.volume("v"), tx.snapshot("s")
+    assert volume is not None
+    assert snapshot is not None
+    assert [one.domain_name for one in volume.attachments] == ["web"]
+    assert [one.id for one in snapshot.attachments] == ["b"]
+    assert snapshot.parent is not None
+    assert snapshot.parent.is_attached
+    assert [one.id for one in tx.attached_snapshots("sbs")] == ["s"]
+    tx.attachments.remove("b")
+    tx.attachments.remove("a")
+    told = connection.execute("SELECT kind, what, status FROM events ORDER BY sequence").fetchall()
+    assert told[2:] == [
+        ("snapshot", "changed", "in_use"),
+        ("snapshot", "changed", "available"),
+        ("volume", "changed", "available"),
+    ]
+    connection.close()
