@@ -1,4 +1,6 @@
-"""An object as qemu-img reads it: ranged GETs, coalesced into blocks, ahead of the reader.
+"""An object as it is read for an import: ranged GETs, pinned to one ETag.
+
+For qemu-img they are coalesced into blocks, ahead of the reader.
 
 Reads of an image go upwards, with looks at tables elsewhere in between. Blocks are fetched once,
 several at a time, kept while they are among the last used, and those after a block that is read
@@ -67,19 +69,30 @@ class ObjectReader(ReadOnlyExport):
         await asyncio.gather(*self._blocks.values(), return_exceptions=True)
         self._blocks.clear()
 
-    async def head(self, length: int, *, goes_on: bool) -> bytes:
-        """The first bytes, at most `length`; the first block is kept, as tables follow.
-
-        Args:
-            goes_on: the blocks behind it are fetched, too.
+    async def table(self, offset: int, length: int) -> Buffer:
+        """The bytes of a range; the object's first block is kept, as tables follow the header.
 
         Raises:
             ObjectStoreError: the object changed, or cannot be had.
         """
-        block = self._block(0)
-        if goes_on:
-            self._fetch_ahead(1)
-        return bytes(memoryview(await asyncio.shield(block))[:length])
+        if offset + length <= min(_BLOCK_BYTES, self.size_bytes):
+            return memoryview(await asyncio.shield(self._block(0)))[offset : offset + length]
+        return await self._get(offset, length)
+
+    async def fill(self, offset: int, into: memoryview) -> None:
+        """Fetch the bytes of a range into memory.
+
+        Raises:
+            ObjectStoreError: the object changed, or cannot be had.
+        """
+        self._may_fetch_bytes -= len(into)
+        if self._may_fetch_bytes < 0:
+            raise StorageError(
+                "the image is read over and over: its tables name the same clusters again and again"
+            )
+        image = self._image
+        await self._store.read(image.bucket, image.key, image.etag, offset, into)
+        self._on_bytes(len(into))
 
     async def read(self, offset: int, length: int) -> Sequence[Buffer]:
         """The bytes of a range, in pieces of blocks.
@@ -131,15 +144,9 @@ class ObjectReader(ReadOnlyExport):
         return memoryview(found)[offset - begin :][:length]
 
     async def _get(self, offset: int, length: int) -> bytearray:
-        self._may_fetch_bytes -= length
-        if self._may_fetch_bytes < 0:
-            raise StorageError(
-                "the image is read over and over: its tables name the same clusters again and again"
-            )
-        found, image = bytearray(length), self._image
+        found = bytearray(length)
         with memoryview(found) as view:
-            await self._store.read(image.bucket, image.key, image.etag, offset, view)
-        self._on_bytes(length)
+            await self.fill(offset, view)
         return found
 
     def _forget(self) -> None:

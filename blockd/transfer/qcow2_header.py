@@ -41,11 +41,16 @@ _LARGEST_BYTES: Final = 2**63
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What a header that may be imported says."""
+    """What a header that may be imported says.
+
+    Attributes:
+        l1_offset: of the L1 table in the object, in bytes; it has the entries that the size needs.
+    """
 
     version: int
     virtual_size_bytes: int
     cluster_bytes: int
+    l1_offset: int
     compression: str
     has_extended_l2: bool
 
@@ -105,7 +110,7 @@ def check_header(head: bytes, object_bytes: int) -> ImageHeader:
             "snapshot table", snapshots_offset, snapshots * 40, cluster_bytes, object_bytes
         )
     whole = -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
-    return ImageHeader(version, whole, cluster_bytes, compression, extended_l2)
+    return ImageHeader(version, whole, cluster_bytes, l1_offset, compression, extended_l2)
 
 
 def _check_v3(head: bytes, cluster_bytes: int) -> tuple[str, bool, int]:

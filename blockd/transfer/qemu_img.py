@@ -23,6 +23,7 @@ import structlog
 
 from blockd.domain.allocation import CLUSTER_BYTES
 from blockd.domain.errors import StorageError
+from blockd.domain.units import GIB
 from blockd.domain.volume import OpenDisk
 from blockd.host import jail
 from blockd.host.command import find_tool, running
@@ -30,6 +31,7 @@ from blockd.host.command import find_tool, running
 log = structlog.get_logger()
 
 _DISK_IN_JAIL = "/dev/disk"
+_CPU_LEAST_S, _CPU_PER_GIB_S = 120, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,11 @@ class Raw:
 
 
 Node = Nbd | View | Raw
+
+
+def cpu_s(count_bytes: int) -> int:
+    """Processor time that is more than enough to copy so many bytes."""
+    return _CPU_LEAST_S + _CPU_PER_GIB_S * -(-count_bytes // GIB)
 
 
 class QemuImg:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from typing import cast
 
@@ -45,18 +44,18 @@ async def read(of: ObjectReader, offset: int, length: int) -> None:
 async def test_tables_behind_the_header_come_with_it() -> None:
     store = CountingStore()
     async with reader(store, 4) as one:
-        assert await one.head(100, goes_on=False) == CONTENT[:100]
+        assert await one.table(0, 100) == CONTENT[:100]
         for offset in (0, 196_608, 65_536, 262_144, 3 * MIB):
             await read(one, offset, 65536)
     assert store.fetches == 1
 
 
-async def test_image_of_our_own_is_fetched_ahead_from_its_header_on() -> None:
+async def test_tables_elsewhere_come_alone() -> None:
     store = CountingStore()
     async with reader(store, 4) as one:
-        await one.head(100, goes_on=True)
-        await asyncio.sleep(0)
-    assert store.fetches == 5
+        for offset in (40 * MIB, 4 * MIB - 512, 63 * MIB):
+            assert await one.table(offset, 1024) == CONTENT[offset : offset + 1024]
+    assert (store.fetches, store.fetched_bytes) == (3, 3 * 1024)
 
 
 @pytest.mark.parametrize("ahead_blocks", [1, 4, 9, 16, 64])
