@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import Final
 
 from blockd.domain.allocation import CLUSTER_BYTES
-from blockd.domain.units import MIB
+from blockd.domain.units import MIB, SECTOR_BYTES
 from blockd.transfer.digest import is_zero
 from blockd.transfer.nbd import Buffer
 from blockd.transfer.qcow2_header import ImageHeader
@@ -164,8 +164,10 @@ async def read_extents(
     """
     if header.has_extended_l2:
         raise NotPlain("it has extended L2 entries")
+    if header.size_bytes % SECTOR_BYTES:  # QEMU leaves out what is no whole sector
+        raise NotPlain("its disk ends within a sector")
     tables = _Tables(header, object_bytes, fetch, ahead)
-    extents = Extents(header.cluster_bytes, header.virtual_size_bytes)
+    extents = Extents(header.cluster_bytes, header.size_bytes)
     is_data = _Entries(header, object_bytes)
     async with aclosing(tables.l2()) as pieces:
         async for first, piece in pieces:
@@ -181,7 +183,7 @@ class _Tables:
         self._header, self._object_bytes, self._fetch = header, object_bytes, fetch
         self._ahead = ahead
         self._may_cost_bytes = object_bytes // 2 + _MORE_COSTS_BYTES
-        clusters = -(-header.virtual_size_bytes // header.cluster_bytes)
+        clusters = -(-header.size_bytes // header.cluster_bytes)
         self._l2_entries = header.cluster_bytes // 8
         self._l1_entries = -(-clusters // self._l2_entries)
 
@@ -272,7 +274,7 @@ class _Entries:
 
     def __init__(self, header: ImageHeader, object_bytes: int) -> None:
         self._cluster_bytes, self._object_bytes = header.cluster_bytes, object_bytes
-        self._clusters = -(-header.virtual_size_bytes // header.cluster_bytes)
+        self._clusters = -(-header.size_bytes // header.cluster_bytes)
         self._allowed = COPIED | _OFFSETS & -header.cluster_bytes
         self._zero = _ZERO if header.version == 3 else 0
 

@@ -15,8 +15,6 @@ from tests.support.image_file import Imported, header_of, import_file
 
 KIB = 1024
 SIZE = 40 * MIB + 512
-COPIED, ZERO, PACKED = 1 << 63, 1, 1 << 62
-OFFSET = 0x00FFFFFFFFFFFE00
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +198,9 @@ async def test_plain_image_becomes_without_qemu_img_what_it_becomes_with_it(
     PLAIN[name](raw, path)
     imported = await both(path, tmp_path)
     assert not imported.went_through_qemu_img
+    # Once for each of both, and the first block with the tables; small clusters have many of these.
+    times = 1 if header_of(path).cluster_bytes >= 64 * KIB else 2
+    assert imported.store.fetched_bytes <= 2 * (times * path.stat().st_size + 4 * MIB)
     qemu("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", path, tmp_path / "ours")
 
 
