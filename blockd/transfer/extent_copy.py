@@ -16,8 +16,9 @@ from typing import Final, Protocol
 from blockd.domain.units import MIB
 from blockd.transfer.qcow2_extents import Extent, Extents
 
-#: One GET: asking costs a millisecond of processor time, and a wait.
-_SPAN_BYTES: Final = 4 * MIB
+#: One GET: asking costs a wait, and processor time, most of it the server's. For 512 MiB rclone
+#: took 0.80 s in GETs of 4 MiB, 0.66 in those of 8.
+_SPAN_BYTES: Final = 8 * MIB
 #: Bytes between extents (tables, clusters of snapshots) that cost less than another GET.
 _GAP_BYTES: Final = 256 * 1024
 
@@ -56,13 +57,13 @@ async def copy_extents(
 
     Args:
         fill: fills memory with the bytes of the object from an offset on.
-        at_once: so many GETs are under way. Memory is bounded: 4 MiB for each, and as many more
+        at_once: so many GETs are under way. Memory is bounded: 8 MiB for each, and for three more
             that wait for those before them, or for the disk.
 
     Raises:
         Exception: what `fill` or `sink` raised first.
     """
-    room, spare = asyncio.Semaphore(2 * at_once), list[mmap.mmap]()
+    room, spare = asyncio.Semaphore(at_once + 3), list[mmap.mmap]()
     asking = asyncio.Semaphore(at_once)
     waiting: deque[tuple[_Span, mmap.mmap, asyncio.Task[None]]] = deque()
 
