@@ -80,11 +80,18 @@ class ObjectReader(ReadOnlyExport):
         return await self._get(offset, length)
 
     async def fill(self, offset: int, into: memoryview) -> None:
-        """Fetch the bytes of a range into memory.
+        """Bring the bytes of a range into memory: those of a first block that is kept, and others.
 
         Raises:
             ObjectStoreError: the object changed, or cannot be had.
         """
+        first = self._blocks.get(0)
+        if first is not None and first.done() and not first.cancelled() and not first.exception():
+            with memoryview(first.result())[offset : offset + len(into)] as kept:
+                into[: len(kept)] = kept
+                offset, into = offset + len(kept), into[len(kept) :]
+        if not into:
+            return
         self._may_fetch_bytes -= len(into)
         if self._may_fetch_bytes < 0:
             raise StorageError(

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from heapq import merge
 from itertools import pairwise
 from typing import Final
 
@@ -33,10 +34,14 @@ MOST_EXTENTS: Final = 512 * 1024
 MOST_HELD_BYTES: Final = 32 * MIB
 _HELD_BYTES_PER_CLUSTER, _HELD_BYTES_PER_EXTENT = 32, 256
 
-#: Tables are read, and taken apart, in no larger pieces; tables close to each other come in one.
+#: L1 tables are read in no larger pieces, and L2 tables, but for those that are larger themselves;
+#: such as lie close to each other come together.
+_L1_PIECE_BYTES: Final = 64 * 1024
 _MOST_GET_BYTES: Final = MIB
 _GAP_BYTES: Final = 64 * 1024
-_PIECE_BYTES: Final = 64 * 1024
+#: So much is looked at in a millisecond: then others have their turn.
+_LOOK_BYTES: Final = 16 * 1024
+_SORT_AT_ONCE: Final = 16 * 1024
 #: What tables may cost, each question counted as so many bytes: half the object, and this.
 _GET_COSTS_BYTES: Final = 128 * 1024
 _MORE_COSTS_BYTES: Final = 64 * MIB
@@ -93,7 +98,7 @@ class Extents:
         self._counts.append(count)
 
     def arrange(self) -> None:
-        """After the last `add`.
+        """After the last `add`. Meant for a thread: it may take a second.
 
         Raises:
             NotPlain: they overlap, or their order takes too much memory to follow.
@@ -101,7 +106,13 @@ class Extents:
         ends = map(int.__add__, self._in_object, self._counts)
         if all(end <= begin for end, begin in zip(ends, self._in_object[1:], strict=False)):
             return
-        order = array("L", sorted(range(len(self._counts)), key=self._in_object.__getitem__))
+        # In pieces: nobody else runs while one is sorted.
+        place, count = self._in_object.__getitem__, len(self._counts)
+        pieces = (
+            sorted(range(at, min(at + _SORT_AT_ONCE, count)), key=place)
+            for at in range(0, count, _SORT_AT_ONCE)
+        )
+        order = array("L", merge(*pieces, key=place))
         for before, after in pairwise(order):
             if self._in_object[before] + self._counts[before] > self._in_object[after]:
                 raise NotPlain("two clusters of its disk lie in one place")
@@ -168,11 +179,12 @@ async def read_extents(
         raise NotPlain("its disk ends within a sector")
     tables = _Tables(header, object_bytes, fetch, ahead)
     extents = Extents(header.cluster_bytes, header.size_bytes)
-    is_data = _Entries(header, object_bytes)
+    entries = _Entries(header, object_bytes)
     async with aclosing(tables.l2()) as pieces:
         async for first, piece in pieces:
-            is_data.add_to(extents, first, piece)
-    extents.arrange()
+            entries.add_to(extents, first, piece)
+            await asyncio.sleep(0)
+    await asyncio.to_thread(extents.arrange)
     return extents
 
 
@@ -191,17 +203,21 @@ class _Tables:
         """(the disk's cluster that its first entry is about, entries), ascending."""
         table_bytes = self._header.cluster_bytes
         waiting: deque[tuple[list[tuple[int, int]], int, asyncio.Task[Buffer]]] = deque()
-        groups = self._groups()
+
+        async def oldest() -> Iterator[tuple[int, memoryview]]:
+            group, begin, task = waiting.popleft()
+            return self._pieces(group, begin, memoryview(await task))
+
         try:
-            async with aclosing(groups):
+            async with aclosing(self._groups()) as groups:
                 async for group in groups:
                     begin, end = group[0][1], group[-1][1] + table_bytes
                     waiting.append((group, begin, self._task(begin, end - begin)))
                     if len(waiting) > self._ahead:
-                        async for piece in self._taken(*waiting.popleft()):
+                        for piece in await oldest():
                             yield piece
             while waiting:
-                async for piece in self._taken(*waiting.popleft()):
+                for piece in await oldest():
                     yield piece
         finally:
             for _, _, task in waiting:
@@ -214,21 +230,15 @@ class _Tables:
 
         return asyncio.create_task(get(), name="tables")
 
-    async def _taken(
-        self, group: list[tuple[int, int]], begin: int, task: asyncio.Task[Buffer]
-    ) -> AsyncIterator[tuple[int, memoryview]]:
-        """The entries of the tables in one answer."""
+    def _pieces(
+        self, group: list[tuple[int, int]], begin: int, found: memoryview
+    ) -> Iterator[tuple[int, memoryview]]:
+        """The entries of the tables in one answer, whose first byte is at `begin`."""
         table_bytes = self._header.cluster_bytes
-        try:
-            found = memoryview(await task)
-        except BaseException:
-            task.cancel()
-            raise
         for number, offset in group:
-            for at in range(0, table_bytes, _PIECE_BYTES):
-                piece = found[offset - begin + at :][: min(_PIECE_BYTES, table_bytes - at)]
+            for at in range(0, table_bytes, _LOOK_BYTES):
+                piece = found[offset - begin + at :][: min(_LOOK_BYTES, table_bytes - at)]
                 yield number * self._l2_entries + at // 8, piece
-                await asyncio.sleep(0)  # a piece takes up to two milliseconds: others come first
 
     async def _groups(self) -> AsyncGenerator[list[tuple[int, int]], None]:
         """(number, offset) of L2 tables, as many as are asked for at once."""
@@ -249,8 +259,8 @@ class _Tables:
         """(number, offset) of each L2 table that there is."""
         table_bytes = self._header.cluster_bytes
         allowed = COPIED | _OFFSETS & -table_bytes
-        for first in range(0, self._l1_entries, _PIECE_BYTES // 8):
-            count = min(_PIECE_BYTES // 8, self._l1_entries - first)
+        for first in range(0, self._l1_entries, _L1_PIECE_BYTES // 8):
+            count = min(_L1_PIECE_BYTES // 8, self._l1_entries - first)
             piece = await self._get(self._header.l1_offset + first * 8, count * 8)
             for number, entry in enumerate(struct.unpack(f">{count}Q", piece), first):
                 if entry == 0:

@@ -50,6 +50,17 @@ async def test_tables_behind_the_header_come_with_it() -> None:
     assert store.fetches == 1
 
 
+async def test_bytes_that_came_with_the_tables_are_not_fetched_again() -> None:
+    store = CountingStore()
+    async with reader(store, 4) as one:
+        await one.table(0, 100)
+        for offset, length in ((MIB, MIB), (3 * MIB, 4 * MIB), (7 * MIB, MIB)):
+            into = bytearray(length)
+            await one.fill(offset, memoryview(into))
+            assert into == CONTENT[offset : offset + length]
+    assert (store.fetches, store.fetched_bytes) == (3, 8 * MIB)
+
+
 async def test_tables_elsewhere_come_alone() -> None:
     store = CountingStore()
     async with reader(store, 4) as one:
