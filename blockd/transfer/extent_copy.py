@@ -57,24 +57,22 @@ async def copy_extents(
 
     Args:
         fill: fills memory with the bytes of the object from an offset on.
-        at_once: so many GETs are under way. Memory is bounded: 8 MiB for each, and for three more
-            that wait for those before them, or for the disk.
+        at_once: so many buffers there are, of 8 MiB: each waits for an answer, for the answers
+            before its own, or for the disk.
 
     Raises:
         Exception: what `fill` or `sink` raised first.
     """
-    room, spare = asyncio.Semaphore(at_once + 3), list[mmap.mmap]()
-    asking = asyncio.Semaphore(at_once)
+    room, spare = asyncio.Semaphore(at_once), list[mmap.mmap]()
     waiting: deque[tuple[_Span, mmap.mmap, asyncio.Task[None]]] = deque()
 
     async def get(span: _Span, buffer: mmap.mmap) -> None:
-        async with asking:
-            with memoryview(buffer) as view:
-                length = min(span.end, object_bytes) - span.begin
-                with view[:length] as into:
-                    await fill(span.begin, into)
-                # Of a last cluster that was cut short the rest is zeros.
-                view[length : span.end - span.begin] = bytes(span.end - span.begin - length)
+        with memoryview(buffer) as view:
+            length = min(span.end, object_bytes) - span.begin
+            with view[:length] as into:
+                await fill(span.begin, into)
+            # Of a last cluster that was cut short the rest is zeros.
+            view[length : span.end - span.begin] = bytes(span.end - span.begin - length)
 
     def give_back(buffer: mmap.mmap, writing: asyncio.Future[None]) -> None:
         if not writing.cancelled():

@@ -300,6 +300,8 @@ class _Entries:
         step, inside = self._cluster_bytes, self._object_bytes
         begin = first_of_run = run = 0
         for cluster, entry in enumerate(struct.unpack_from(f">{count}Q", piece), first):
+            if not entry:
+                continue
             # Most go on with the one before.
             offset = entry & ~COPIED
             if offset == begin + run * step < inside and cluster == first_of_run + run > first:
@@ -315,8 +317,6 @@ class _Entries:
 
     def _is_hole(self, cluster: int, entry: int) -> bool:
         """Whether the cluster reads as zeros; checks all that there is to an entry."""
-        if entry == 0:
-            return True
         offset = entry & ~(COPIED | self._zero)
         if offset & ~self._allowed:
             raise NotPlain(f"the entry of its cluster {cluster} is {entry:#x}")

@@ -118,11 +118,8 @@ class ObjectStore:
         """
         end = offset + len(into)
         headers = {"Range": f"bytes={offset}-{end - 1}", "If-Match": etag}
-        got = 0
 
         async def fetch() -> None:
-            nonlocal got
-            got = 0
             async with self._requests.request("GET", bucket, key, headers=headers) as answer:
                 await self._requests.check(answer, bucket, key)
                 # Servers exist that ignore If-Match, or Range: what came is compared with both.
@@ -132,14 +129,7 @@ class ObjectStore:
                 # rclone sends a range with status 200, so its header counts alone.
                 if not said.startswith(f"bytes {offset}-") or _length(answer) != len(into):
                     raise Transient(f"the server sent another range: {said[:60]!r}")
-                async for piece in answer.content.iter_any():
-                    if got + len(piece) > len(into):
-                        raise Transient("the server sent more than the range")
-                    into[got : got + len(piece)] = piece
-                    got += len(piece)
-                    await self._bandwidth.take(len(piece))
-                if got < len(into):
-                    raise Transient("the server stopped in the middle of a range")
+                await self._requests.receive(answer, into, self._bandwidth)
 
         await self._patience.over(fetch, f"reading s3://{bucket}/{key}")
 

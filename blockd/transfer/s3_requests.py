@@ -20,7 +20,9 @@ from minio.credentials.credentials import Credentials as SignerCredentials
 from minio.signer import sign_v4_s3
 from yarl import URL
 
+from blockd.transfer.bandwidth import Bandwidth
 from blockd.transfer.s3_answers import fault_of, refusal
+from blockd.transfer.s3_body import receive
 from blockd.transfer.s3_retry import Patience, Transient
 
 Buffer = bytes | bytearray | memoryview
@@ -138,6 +140,12 @@ class Requests:
         ):
             silence.reschedule(None)  # from here on aiohttp watches
             yield answer
+
+    async def receive(
+        self, answer: aiohttp.ClientResponse, into: memoryview, bandwidth: Bandwidth
+    ) -> None:
+        """See `s3_body.receive`."""
+        await receive(answer, into, bandwidth, silence_s=_SILENCE_S)
 
     def _url(self, bucket: str, key: str, query: Mapping[str, str]) -> str:
         parts = urlsplit(self.endpoint.url)

@@ -260,12 +260,11 @@ async def _imports(bench: Bench, server: Server, rounds: int) -> str:
 
 async def _floor(bench: Bench, server: Server) -> str:
     image = await bench.images.look(BUCKET, "export.qcow2")
-    local, disk, target = (bench.folder / name for name in ("local.qcow2", "disk", "target"))
-    await bench.fetch(image, local)
+    disk, target = (bench.folder / name for name in ("disk", "target"))
     make_disk(disk, image.virtual_size_bytes)
     allocation = allocation_of(disk)
     _empty(target, image.virtual_size_bytes)
-    return await import_floor(server, image, local, target, allocation)
+    return await import_floor(server, image, target, allocation)
 
 
 def _memory(server: Server, folder: Path) -> str:
