@@ -28,9 +28,6 @@ from blockd.transfer.served import served
 
 log = structlog.get_logger()
 
-#: Buffers besides those of GETs: for what came and is not on the disk yet.
-_WAIT_FOR_THE_DISK = 3
-
 
 class _Sink(Export, PieceSink, Protocol):
     """Both ways lead into it."""
@@ -100,8 +97,7 @@ class ImageImport:
     ) -> str:
         if extents is not None:
             object_bytes = self._image.object_bytes
-            at_once = self._at_once + _WAIT_FOR_THE_DISK
-            await copy_extents(extents, object_bytes, reader.fill, sink, at_once=at_once)
+            await copy_extents(extents, object_bytes, reader.fill, sink, at_once=self._at_once)
             return await sink.finish()
         async with served(reader) as reads, served(sink) as writes:
             # L2 tables in as large pieces as there are: each is a question over a socket.

@@ -22,7 +22,7 @@ from blockd.transfer.digest import cluster_sums
 from tests.bench.report import table
 from tests.support.object_store import ACCESS_KEY, SECRET_KEY, Server
 
-_PIECE_BYTES, _GET_BYTES = 2 * MIB, 8 * MIB
+_PIECE_BYTES, _GET_BYTES = 2 * MIB, 16 * MIB
 
 
 async def import_floor(
@@ -38,7 +38,7 @@ async def import_floor(
     written = await asyncio.to_thread(_write, target, allocation)
     hashed = await asyncio.to_thread(_read_back, target, allocation)
     rows: Sequence[tuple[str, float]] = (
-        ("the server answers, GETs of 8 MiB one after another", served),
+        ("the server answers, GETs of 16 MiB one after another", served),
         ("its answers are received (`recv` into one buffer)", received),
         ("the disk is written", written),
         ("the disk is read and hashed (SHA-256)", hashed),
