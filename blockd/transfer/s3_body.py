@@ -26,7 +26,7 @@ async def receive(
 
     Raises:
         Transient: it is shorter, or longer.
-        TimeoutError: nothing came for `silence_s`.
+        TimeoutError: nothing came for `silence_s`, or up to twice as long.
     """
     got = 0
     while piece := answer.content.read_nowait():  # what came with the header
@@ -46,8 +46,7 @@ async def receive(
     transport.set_protocol(ours)
     try:
         while not ours.is_full:
-            async with asyncio.timeout(silence_s):
-                count = await ours.more()
+            count = await ours.more(silence_s, is_all=not bandwidth.is_limited)
             if bandwidth.is_limited:
                 transport.pause_reading()
                 await bandwidth.take(count)
@@ -66,6 +65,7 @@ class _Receiver(asyncio.BufferedProtocol):
         """`got`: so many bytes are in `into` already."""
         self._into, self._theirs = into, theirs
         self._got, self._told = got, 0
+        self._is_enough = 0
         self._failure: Exception | None = None
         self._waiting: asyncio.Future[None] | None = None
 
@@ -74,11 +74,15 @@ class _Receiver(asyncio.BufferedProtocol):
         """Whether all is there."""
         return self._failure is None and self._told == len(self._into)
 
-    async def more(self) -> int:
-        """Wait until more is there; how many bytes. Raises what ended it."""
-        if self._got == self._told and self._failure is None:
-            self._waiting = asyncio.get_running_loop().create_future()
-            await self._waiting
+    async def more(self, silence_s: float, *, is_all: bool) -> int:
+        """Wait until more is there, or all; how many bytes. Raises what ended it."""
+        self._is_enough = len(self._into) if is_all else self._told + 1
+        while self._got < self._is_enough and self._failure is None:
+            # Not woken by each piece: they are hundreds in a second, and nothing is to be done.
+            had, self._waiting = self._got, asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._waiting], timeout=silence_s)
+            if self._got == had and self._failure is None:
+                raise TimeoutError
         if self._failure is not None:
             raise self._failure
         count, self._told = self._got - self._told, self._got
@@ -95,7 +99,8 @@ class _Receiver(asyncio.BufferedProtocol):
         if self._got >= len(self._into):
             self._failure = _too_long()
         self._got += nbytes
-        self._wake()
+        if self._got >= self._is_enough:
+            self._wake()
 
     def eof_received(self) -> None:
         """The server has no more to say."""
