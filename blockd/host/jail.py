@@ -100,6 +100,9 @@ class Jail:
         for what, most in (
             (resource.RLIMIT_AS, memory_bytes),
             (resource.RLIMIT_CPU, cpu_s),
+            # Of each thread, too, of which qemu-img has up to 64 for I/O: 8 MiB each, as is usual,
+            # would be half of the memory ("qemu_thread_create: Resource temporarily unavailable").
+            (resource.RLIMIT_STACK, 1024**2),
             (resource.RLIMIT_NOFILE, 64),
             (resource.RLIMIT_CORE, 0),
         ):

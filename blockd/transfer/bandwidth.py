@@ -12,6 +12,11 @@ class Bandwidth:
         self._bytes_per_s = bytes_per_s
         self._free_at_s = 0.0
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether `take` may wait."""
+        return self._bytes_per_s > 0
+
     async def take(self, count_bytes: int) -> None:
         """Wait until so many more may pass. Whoever comes first goes first."""
         if not self._bytes_per_s:

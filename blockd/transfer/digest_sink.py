@@ -1,26 +1,32 @@
-"""What qemu-img writes into when an image is only checked: data go into the digest alone."""
+"""Where an image goes that is only checked: data go into the digest alone."""
 
 from __future__ import annotations
 
 import asyncio
+import mmap
 from collections.abc import Sequence
+from functools import partial
 
 from blockd.domain.allocation import CLUSTER_BYTES
 from blockd.domain.errors import StorageError
 from blockd.transfer.digest import ContentDigest
+from blockd.transfer.extent_copy import Piece
 from blockd.transfer.nbd import Buffer
 
 
 class DigestSink:
-    """An NBD export (`nbd.Export`) of a raw disk that forgets what is written to it."""
+    """A raw disk that forgets what is written to it, through NBD (`nbd.Export`), or in pieces."""
 
     read_only = False
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, digest: ContentDigest | None = None) -> None:
+        """`digest`: one that takes clusters in the order in which they come; None: ascending."""
         self.size_bytes = -(-size_bytes // 512) * 512
-        self._digest = ContentDigest()
+        self._digest = ContentDigest() if digest is None else digest
+        self._taking: asyncio.Future[None] | None = None
         self._cluster = bytearray(CLUSTER_BYTES)
         self._number = 0  # of the cluster being put together
+        self._is_begun = False
         self._at = 0
         self._data = bytearray()
 
@@ -40,7 +46,7 @@ class DigestSink:
 
     async def written(self, offset: int, length: int) -> None:
         """Adds the clusters that are whole."""
-        await asyncio.to_thread(self._take, offset, length)
+        await asyncio.to_thread(self._take, offset, memoryview(self._data)[:length])
         self._at = offset + length
 
     async def zero(self, offset: int, length: int) -> None:
@@ -49,13 +55,32 @@ class DigestSink:
     async def flush(self) -> None:
         """Nothing to be done."""
 
-    def hex(self) -> str:
-        """After qemu-img's good end."""
+    async def put(self, buffer: mmap.mmap, pieces: Sequence[Piece]) -> asyncio.Future[None]:
+        """Adds pieces of a buffer; those that share a cluster of the digest come ascending.
+
+        Returns:
+            What ends when the buffer is free again.
+        """
+        if self._taking is not None:
+            await asyncio.shield(self._taking)
+        work = partial(self._take_pieces, buffer, pieces)
+        self._taking = asyncio.get_running_loop().run_in_executor(None, work)
+        return self._taking
+
+    async def finish(self) -> str:
+        """After a good end: the content digest of all that came."""
+        if self._taking is not None:
+            await self._taking
         self._close_cluster()
         return self._digest.hex()
 
-    def _take(self, offset: int, length: int) -> None:
-        data = memoryview(self._data)[:length]
+    def _take_pieces(self, buffer: mmap.mmap, pieces: Sequence[Piece]) -> None:
+        with memoryview(buffer) as view:
+            for piece in pieces:
+                with view[piece.at : piece.at + piece.length] as data:
+                    self._take(piece.disk_offset, data)
+
+    def _take(self, offset: int, data: memoryview) -> None:
         while data:
             number, within = divmod(offset, CLUSTER_BYTES)
             if number != self._number:
@@ -69,10 +94,12 @@ class DigestSink:
             else:
                 piece = min(len(data), CLUSTER_BYTES - within)
                 self._cluster[within : within + piece] = data[:piece]
+                self._is_begun = True
             offset, data = offset + piece, data[piece:]
 
     def _close_cluster(self) -> None:
         """A cluster of which the rest, if any, is zeros."""
-        if any(self._cluster):
+        if self._is_begun:
             self._digest.add(self._number, bytes(self._cluster))
-            self._cluster = bytearray(CLUSTER_BYTES)
+            self._cluster[:] = bytes(CLUSTER_BYTES)
+            self._is_begun = False

@@ -1,7 +1,7 @@
-"""What qemu-img writes into when an image becomes a disk: written past the page cache, read back.
+"""Where an image becomes a disk: written past the page cache, and read back.
 
-The reading follows the writing while qemu-img goes on, so that the digest is of what the disk
-holds, and is there when the last byte is. qemu-img itself never sees the disk.
+The reading follows the writing while more comes, so that the digest is of what the disk holds, and
+is there when the last byte is. qemu-img, where it converts, never sees the disk.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import queue
 import stat
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -24,7 +24,8 @@ from typing import Final
 from blockd.domain.allocation import CLUSTER_BYTES
 from blockd.domain.errors import StorageError
 from blockd.domain.volume import OpenDisk
-from blockd.transfer.digest import ContentDigest, cluster_sums
+from blockd.transfer.digest import ContentDigest, cluster_sums, data_ranges
+from blockd.transfer.extent_copy import Piece
 from blockd.transfer.nbd import MOST_BYTES, Buffer
 
 _PIECE_BYTES: Final = MOST_BYTES
@@ -36,9 +37,12 @@ _MOST_BEHIND: Final = 64
 _BLKSSZGET: Final = 0x1268  # linux/fs.h: the logical block size, an int
 _FILE_BLOCK_BYTES: Final = 4096
 
+_Ranges = list[tuple[int, int]]  # begin, end
+_Sums = list[tuple[int, list[bytes | None]]]  # first cluster, those from it on
+
 
 class DiskSink:
-    """An NBD export (`nbd.Export`) of an empty disk, written in ascending order. See `disk_sink`.
+    """An empty disk, written through NBD (`nbd.Export`), ascending, or in pieces. See `disk_sink`.
 
     `finish` answers the content digest of what was read back.
     """
@@ -52,6 +56,7 @@ class DiskSink:
         size_bytes: int,
         block_bytes: int,
         pool: ThreadPoolExecutor,
+        digest: ContentDigest,
     ) -> None:
         """`direct`, `buffered`: descriptors of the disk; the first one takes whole blocks only."""
         self.size_bytes = -(-size_bytes // 512) * 512
@@ -62,11 +67,11 @@ class DiskSink:
         self._placed = mmap.mmap(-1, _PIECE_BYTES)  # what `place` gave last
         self._spare = [self._placed]
         self._end = 0  # nothing beyond it was written
-        self._written: asyncio.Queue[tuple[int, int, asyncio.Future[None]] | None] = asyncio.Queue()
+        self._written: asyncio.Queue[tuple[_Ranges, asyncio.Future[None]] | None] = asyncio.Queue()
         self._to_read: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
         for _ in range(_PIECES_TO_READ):
             self._to_read.put(mmap.mmap(-1, _PIECE_BYTES))
-        self._digest = ContentDigest()
+        self._digest = digest
         self._following = asyncio.create_task(self._follow(), name="reading back")
         self._following.add_done_callback(lambda _: self._behind.release())  # `place` shall know
 
@@ -82,10 +87,7 @@ class DiskSink:
         """Room for one write, behind all before it."""
         if offset < self._end:
             raise StorageError(f"qemu-img wrote at {offset} out of its turn: the import is wrong")
-        await self._behind.acquire()
-        if self._following.done():  # it has failed: a write, or a look at one
-            self._behind.release()
-            self._following.result()
+        await self._not_too_far_ahead()
         await self._room.acquire()
         self._placed = self._spare.pop() if self._spare else mmap.mmap(-1, _PIECE_BYTES)
         return [memoryview(self._placed)[:length]]
@@ -96,7 +98,7 @@ class DiskSink:
         loop = asyncio.get_running_loop()
         writing = loop.run_in_executor(self._threads, partial(self._write, buffer, offset, length))
         writing.add_done_callback(lambda _: self._give_back(buffer))
-        self._written.put_nowait((offset, length, writing))
+        self._written.put_nowait(([(offset, offset + length)], writing))
         self._end = offset + length
 
     async def zero(self, offset: int, length: int) -> None:
@@ -108,10 +110,30 @@ class DiskSink:
     async def flush(self) -> None:
         """Nothing: `finish` makes all of it durable, or the disk is thrown away."""
 
+    # what comes without qemu-img
+
+    async def put(self, buffer: mmap.mmap, pieces: Sequence[Piece]) -> asyncio.Future[None]:
+        """Write pieces of a buffer, but for zeros, which the disk holds already.
+
+        Where pieces share a cluster of the digest, they come ascending.
+
+        Returns:
+            What ends when the buffer is free again.
+
+        Raises:
+            StorageError: the disk could not be written or read, before.
+        """
+        await self._not_too_far_ahead()
+        loop = asyncio.get_running_loop()
+        writing = loop.run_in_executor(self._threads, partial(self._write_data, buffer, pieces))
+        ranges = [(piece.disk_offset, piece.disk_offset + piece.length) for piece in pieces]
+        self._written.put_nowait((ranges, writing))
+        return writing
+
     # to the end
 
     async def finish(self) -> str:
-        """After qemu-img's good end: all of it is durable; the content digest of what is there.
+        """After a good end: all of it is durable; the content digest of what is there.
 
         Raises:
             StorageError: the disk could not be written or read.
@@ -126,40 +148,38 @@ class DiskSink:
         self._following.cancel()
         await asyncio.gather(self._following, return_exceptions=True)
 
-    # behind qemu-img's back
+    # behind who writes
+
+    async def _not_too_far_ahead(self) -> None:
+        await self._behind.acquire()
+        if self._following.done():  # it has failed: a write, or a look at one
+            self._behind.release()
+            self._following.result()
 
     async def _follow(self) -> None:
         """Read back, in order, what is written, whole clusters of it, and add it to the digest."""
-        reading: deque[tuple[int, asyncio.Future[list[bytes | None]]]] = deque()
-        begin = end = 0  # written, and not read back yet
+        reading: deque[asyncio.Future[_Sums]] = deque()
+        trail = _Trail()
 
-        async def look(until: int) -> None:
-            nonlocal begin
-            while begin < until:
+        async def look(ranges: _Ranges) -> None:
+            for some in _at_once(ranges):
                 if len(reading) == _PIECES_TO_READ:
-                    await self._add(*reading.popleft())
-                piece_end = min(begin + _PIECE_BYTES, until)
-                work = partial(self._read_back, begin, piece_end)
-                loop = asyncio.get_running_loop()
-                reading.append((begin // CLUSTER_BYTES, loop.run_in_executor(self._threads, work)))
-                begin = piece_end
+                    self._add(await reading.popleft())
+                work = partial(self._read_back, some)
+                reading.append(asyncio.get_running_loop().run_in_executor(self._threads, work))
 
         while (item := await self._written.get()) is not None:
-            offset, length, writing = item
+            ranges, writing = item
             await writing
-            if offset // CLUSTER_BYTES * CLUSTER_BYTES > end:  # a hole, and none of ours before it
-                await look(_clusters_up(end))
-                begin = offset // CLUSTER_BYTES * CLUSTER_BYTES
-            end = offset + length
-            # Of the last cluster there may be more to come.
-            await look(end // CLUSTER_BYTES * CLUSTER_BYTES)
+            await look([whole for begin, end in ranges for whole in trail.go_on(begin, end)])
             self._behind.release()
-        await look(_clusters_up(end))
+        await look(trail.rest())
         while reading:
-            await self._add(*reading.popleft())
+            self._add(await reading.popleft())
 
-    async def _add(self, first: int, reading: asyncio.Future[list[bytes | None]]) -> None:
-        self._digest.add_sums(first, await reading)
+    def _add(self, found: _Sums) -> None:
+        for first, sums in found:
+            self._digest.add_sums(first, sums)
 
     def _give_back(self, buffer: mmap.mmap) -> None:
         self._spare.append(buffer)
@@ -167,37 +187,49 @@ class DiskSink:
 
     # in threads
 
-    def _write(self, buffer: mmap.mmap, offset: int, length: int) -> None:
-        is_whole = offset % self._block_bytes == 0 and length % self._block_bytes == 0
+    def _write(self, buffer: mmap.mmap, offset: int, length: int, at: int = 0) -> None:
+        """Write `length` bytes from place `at` of the buffer."""
+        is_whole = not any(number % self._block_bytes for number in (offset, length, at))
         descriptor = self._direct if is_whole else self._buffered
         try:
             with memoryview(buffer) as view:
                 done = 0
                 while done < length:
-                    with view[done:length] as rest:
+                    with view[at + done : at + length] as rest:
                         done += os.pwrite(descriptor, rest, offset + done)
         except OSError as err:
             raise StorageError(f"the disk cannot be written: {err.strerror}") from err
 
-    def _read_back(self, begin: int, end: int) -> list[bytes | None]:
+    def _write_data(self, buffer: mmap.mmap, pieces: Sequence[Piece]) -> None:
+        with memoryview(buffer) as view:
+            for piece in pieces:
+                with view[piece.at : piece.at + piece.length] as data:
+                    ranges = data_ranges(piece.disk_offset, data)
+                for begin, end in ranges:
+                    self._write(buffer, piece.disk_offset + begin, end - begin, piece.at + begin)
+
+    def _read_back(self, ranges: _Ranges) -> _Sums:
         """The sums of whole clusters; what lies beyond the size is no part of the disk."""
-        need = min(end, self.size_bytes) - begin
         buffer = self._to_read.get()
         try:
             with memoryview(buffer) as view:
-                got = 0
-                while got < need:
-                    with view[got : end - begin] as rest:
-                        count = os.preadv(self._direct, [rest], begin + got)
-                    if count == 0:
-                        raise StorageError("the disk is shorter than its volume")
-                    got += count
-                with view[:need] as data:
-                    return cluster_sums(data)
+                return [(b // CLUSTER_BYTES, self._sums(view, b, e)) for b, e in ranges]
         except OSError as err:
             raise StorageError(f"the disk cannot be read: {err.strerror}") from err
         finally:
             self._to_read.put(buffer)
+
+    def _sums(self, view: memoryview, begin: int, end: int) -> list[bytes | None]:
+        need = min(end, self.size_bytes) - begin
+        got = 0
+        while got < need:
+            with view[got : end - begin] as rest:
+                count = os.preadv(self._direct, [rest], begin + got)
+            if count == 0:
+                raise StorageError("the disk is shorter than its volume")
+            got += count
+        with view[:need] as data:
+            return cluster_sums(data)
 
     def _sync(self) -> None:
         try:
@@ -206,9 +238,56 @@ class DiskSink:
             raise StorageError(f"the disk cannot be written: {err.strerror}") from err
 
 
+class _Trail:
+    """Behind who writes: which whole clusters are written, each told once."""
+
+    def __init__(self) -> None:
+        self._begin = self._end = 0  # written, and not told yet
+
+    def go_on(self, begin: int, end: int) -> _Ranges:
+        """What is whole now that this range is written."""
+        told: _Ranges = []
+        if begin < self._end or begin // CLUSTER_BYTES * CLUSTER_BYTES > self._end:
+            told += self.rest()  # of that cluster no more will come
+            self._begin = begin // CLUSTER_BYTES * CLUSTER_BYTES
+        self._end = end
+        whole = end // CLUSTER_BYTES * CLUSTER_BYTES
+        if whole > self._begin:
+            told.append((self._begin, whole))
+            self._begin = whole
+        return told
+
+    def rest(self) -> _Ranges:
+        """What was begun, as whole clusters."""
+        begin, self._begin = self._begin, _clusters_up(self._end)
+        return [(begin, self._begin)] if begin < self._end else []
+
+
+def _at_once(ranges: _Ranges) -> Iterator[_Ranges]:
+    """The same in pieces that are read at once, and as many of these as fill a buffer."""
+    some: _Ranges = []
+    room = _PIECE_BYTES
+    for begin, end in ranges:
+        at = begin
+        while at < end:
+            if room == 0:
+                yield some
+                some, room = [], _PIECE_BYTES
+            piece = min(end - at, room)
+            some.append((at, at + piece))
+            at, room = at + piece, room - piece
+    if some:
+        yield some
+
+
 @asynccontextmanager
-async def disk_sink(disk: OpenDisk, size_bytes: int) -> AsyncIterator[DiskSink]:
+async def disk_sink(
+    disk: OpenDisk, size_bytes: int, digest: ContentDigest | None = None
+) -> AsyncIterator[DiskSink]:
     """A sink onto the first `size_bytes` of an empty disk, for the length of the block.
+
+    Args:
+        digest: one that takes clusters in the order in which they will come; None: ascending.
 
     Raises:
         StorageError: the disk cannot be opened.
@@ -225,7 +304,8 @@ async def disk_sink(disk: OpenDisk, size_bytes: int) -> AsyncIterator[DiskSink]:
             direct = buffered
         block_bytes = _block_bytes(buffered)
         pool = ThreadPoolExecutor(_PIECES_TO_READ + 1, "disk")
-        sink = DiskSink(direct, buffered, size_bytes, block_bytes, pool)
+        digest = ContentDigest() if digest is None else digest
+        sink = DiskSink(direct, buffered, size_bytes, block_bytes, pool, digest)
         try:
             yield sink
         finally:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -15,33 +14,29 @@ from pathlib import Path
 import structlog
 
 from blockd.domain.allocation import CLUSTER_BYTES, Allocation
-from blockd.domain.errors import ObjectMissing, StorageError, StoreUnavailable, UploadGone
+from blockd.domain.errors import ObjectMissing, StoreUnavailable, UploadGone
 from blockd.domain.job import Compression
 from blockd.domain.transfer import Exported, ExportNotes, ExportOrder, ImageFacts, Progress, Upload
-from blockd.domain.units import GIB
 from blockd.domain.volume import OpenDisk
 from blockd.transfer.digest import ContentDigest
-from blockd.transfer.digest_sink import DigestSink
 from blockd.transfer.disk_reader import DiskReader, open_disk
-from blockd.transfer.disk_sink import disk_sink
+from blockd.transfer.image_import import ImageImport
 from blockd.transfer.laid_out_sink import OPEN_BUFFERS, LaidOutSink, scratch_file, scratch_parts
 from blockd.transfer.multipart import JOB, MultipartUpload
-from blockd.transfer.nbd import Buffer, Export, NbdFault, ReadOnlyExport, serve
-from blockd.transfer.object_reader import ObjectReader
+from blockd.transfer.nbd import Buffer, ReadOnlyExport
 from blockd.transfer.parts import part_bytes_for
 from blockd.transfer.planned_sink import PlannedSink, add_clusters
 from blockd.transfer.qcow2_header import HEAD_BYTES, check_header
 from blockd.transfer.qcow2_plan import Skeleton, SourceView, TargetPlan
-from blockd.transfer.qemu_img import Nbd, QemuImg, Raw, View
+from blockd.transfer.qemu_img import Nbd, QemuImg, Raw, View, cpu_s
 from blockd.transfer.s3 import ObjectStore
+from blockd.transfer.served import ended, served
 from blockd.transfer.trailer import TRAILER_BYTES, Trailer, read_trailer, write_trailer
 
 log = structlog.get_logger()
 
 _LAST_LOOK_S = 5.0
 _MOST_SKEW = timedelta(minutes=15)
-_SOCKET_BYTES = 4 * 1024**2
-_CPU_LEAST_S, _CPU_PER_GIB_S = 120, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +153,12 @@ class Images:
             async with PlannedSink(plan, parts, disk, digest, sent_bytes) as sink:
                 if left.allocated_clusters:
                     view = _ViewExport(SourceView(left))
-                    async with _served(view) as reads, _served(sink) as writes:
+                    async with served(view) as reads, served(sink) as writes:
                         await self._qemu_img.convert(
                             View(reads),
                             Nbd(writes, "qcow2"),
                             disk=source,
-                            cpu_s=_cpu_s(left.allocated_bytes),
+                            cpu_s=cpu_s(left.allocated_bytes),
                         )
                 content_digest = await sink.finish()
                 await sink.close(_trailer(order, content_digest, object_bytes))
@@ -195,19 +190,19 @@ class Images:
                 sink = LaidOutSink(skeleton, parts, scratch, most_bytes)
                 await sink.prepare()
                 async with AsyncExitStack() as stack:
-                    writes = await stack.enter_async_context(_served(sink))
+                    writes = await stack.enter_async_context(served(sink))
                     node: View | Raw = Raw(order.size_bytes)
                     if allocation is not None:
                         view = _ViewExport(SourceView(allocation))
-                        node = View(await stack.enter_async_context(_served(view)))
+                        node = View(await stack.enter_async_context(served(view)))
                     digesting = asyncio.create_task(disk.digest(listed), name="content digest")
-                    stack.push_async_callback(_ended, digesting)
+                    stack.push_async_callback(ended, digesting)
                     await self._qemu_img.convert(
                         node,
                         Nbd(writes, "qcow2"),
                         disk=source,
                         compress=order.compression is not Compression.NONE,
-                        cpu_s=_cpu_s(listed.allocated_bytes) * 10,
+                        cpu_s=cpu_s(listed.allocated_bytes) * 10,
                     )
                     content_digest = await digesting
                 object_bytes = sink.image_bytes + TRAILER_BYTES
@@ -270,38 +265,14 @@ class Images:
     # import
 
     async def restore(self, image: ImageFacts, target: OpenDisk, progress: Progress) -> str:
-        progress.total_bytes = image.object_bytes
-        async with (
-            disk_sink(target, image.virtual_size_bytes) as sink,
-            self._reader(image, progress) as reader,
-        ):
-            l2_entry_bytes = await _l2_entry_bytes(reader, image)
-            async with _served(reader) as reads, _served(sink) as writes:
-                await self._qemu_img.convert(
-                    Nbd(reads, "qcow2", l2_entry_bytes),
-                    Nbd(writes, "raw"),
-                    cpu_s=_cpu_s(image.object_bytes) * 4,
-                )
-            return await sink.finish()
+        return await self._import(image, progress).restore(target)
 
     async def verify(self, image: ImageFacts, progress: Progress) -> str:
-        progress.total_bytes = image.object_bytes
-        sink = DigestSink(image.virtual_size_bytes)
-        async with (
-            self._reader(image, progress) as reader,
-            _served(reader) as reads,
-            _served(sink) as writes,
-        ):
-            await self._qemu_img.convert(
-                Nbd(reads, "qcow2", await _l2_entry_bytes(reader, image)),
-                Nbd(writes, "raw"),
-                cpu_s=_cpu_s(image.object_bytes) * 4,
-            )
-        return sink.hex()
+        return await self._import(image, progress).verify()
 
-    def _reader(self, image: ImageFacts, progress: Progress) -> ObjectReader:
-        ahead = self._settings.parallel
-        return ObjectReader(self._store, image, ahead_blocks=ahead, on_bytes=progress.add)
+    def _import(self, image: ImageFacts, progress: Progress) -> ImageImport:
+        at_once = self._settings.parallel
+        return ImageImport(self._store, self._qemu_img, image, progress, at_once=at_once)
 
 
 class _ViewExport(ReadOnlyExport):
@@ -314,52 +285,6 @@ class _ViewExport(ReadOnlyExport):
         if length <= CLUSTER_BYTES:  # one table: made in less time than a thread is woken in
             return [self._view.read(offset, length)]
         return [await asyncio.to_thread(self._view.read, offset, length)]
-
-
-@asynccontextmanager
-async def _served(export: Export) -> AsyncIterator[socket.socket]:
-    """The client's end of a connection to an export.
-
-    Raises:
-        Exception: what the export raised first: it is the cause of qemu-img's own complaint.
-    """
-    ours, theirs = socket.socketpair()
-    for end in (ours, theirs):  # as much as the host allows (net.core.wmem_max): fewer wake-ups
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
-    serving = asyncio.create_task(serve(ours, export), name=f"nbd {type(export).__name__}")
-    try:
-        yield theirs
-    except StorageError as err:
-        theirs.close()
-        await asyncio.wait([serving], timeout=5)
-        cause = serving.exception() if serving.done() and not serving.cancelled() else None
-        if cause is None or isinstance(cause, NbdFault):  # qemu-img itself knows better
-            raise
-        raise cause from err
-    else:
-        theirs.close()
-        await serving
-    finally:
-        theirs.close()
-        await _ended(serving)
-
-
-async def _l2_entry_bytes(reader: ObjectReader, image: ImageFacts) -> int:
-    """L2 tables in as large pieces as there are: each is a question over a socket.
-
-    The header is checked once more: what qemu-img reads is pinned to the same ETag, and comes from
-    the same bytes. What we wrote ourselves is read from front to back, so the first of it is
-    fetched meanwhile.
-    """
-    header = check_header(
-        await reader.head(HEAD_BYTES, goes_on=image.content_digest is not None), image.object_bytes
-    )
-    return min(header.cluster_bytes, CLUSTER_BYTES)
-
-
-async def _ended(task: asyncio.Task[object] | asyncio.Task[None] | asyncio.Task[str]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 def _make_part(
@@ -385,7 +310,3 @@ def _trailer(order: ExportOrder, content_digest: str, object_bytes: int) -> byte
     return write_trailer(
         Trailer(content_digest, order.snapshot_id, order.job_id, order.size_bytes, object_bytes)
     )
-
-
-def _cpu_s(count_bytes: int) -> int:
-    return _CPU_LEAST_S + _CPU_PER_GIB_S * -(-count_bytes // GIB)

@@ -1,4 +1,6 @@
-"""An object as qemu-img reads it: ranged GETs, coalesced into blocks, ahead of the reader.
+"""An object as it is read for an import: ranged GETs, pinned to one ETag.
+
+For qemu-img they are coalesced into blocks, ahead of the reader.
 
 Reads of an image go upwards, with looks at tables elsewhere in between. Blocks are fetched once,
 several at a time, kept while they are among the last used, and those after a block that is read
@@ -16,7 +18,7 @@ from typing import Self
 from blockd.domain.errors import StorageError
 from blockd.domain.transfer import ImageFacts
 from blockd.transfer.nbd import Buffer, ReadOnlyExport
-from blockd.transfer.s3 import ObjectStore
+from blockd.transfer.s3 import ObjectStore, Place
 
 #: Asking costs a millisecond of processor time (signature, headers), so not too small; a dozen are
 #: 48 MiB, the memory of one import but for what is being written.
@@ -67,19 +69,37 @@ class ObjectReader(ReadOnlyExport):
         await asyncio.gather(*self._blocks.values(), return_exceptions=True)
         self._blocks.clear()
 
-    async def head(self, length: int, *, goes_on: bool) -> bytes:
-        """The first bytes, at most `length`; the first block is kept, as tables follow.
-
-        Args:
-            goes_on: the blocks behind it are fetched, too.
+    async def table(self, offset: int, length: int) -> Buffer:
+        """The bytes of a range; the object's first block is kept, as tables follow the header.
 
         Raises:
             ObjectStoreError: the object changed, or cannot be had.
         """
-        block = self._block(0)
-        if goes_on:
-            self._fetch_ahead(1)
-        return bytes(memoryview(await asyncio.shield(block))[:length])
+        if offset + length <= min(_BLOCK_BYTES, self.size_bytes):
+            return memoryview(await asyncio.shield(self._block(0)))[offset : offset + length]
+        return await self._get(offset, length)
+
+    async def fill(self, offset: int, length: int, place: Place) -> None:
+        """Bring the bytes of a range into memory: those of a first block that is kept, and others.
+
+        Args:
+            place: asked once, when they are about to come: memory of `length` bytes.
+
+        Raises:
+            ObjectStoreError: the object changed, or cannot be had.
+        """
+        image, first = self._image, self._blocks.get(0)
+        if first is None or not first.done() or offset >= len(first.result()):
+            self._count(length)
+            where = (image.bucket, image.key, image.etag, offset)
+            await self._store.read_placed(*where, length, place)
+            self._on_bytes(length)
+            return
+        into = await place()
+        with memoryview(first.result())[offset : offset + length] as kept:
+            into[: len(kept)] = kept
+            if len(kept) < length:
+                await self._fetch_into(offset + len(kept), into[len(kept) :])
 
     async def read(self, offset: int, length: int) -> Sequence[Buffer]:
         """The bytes of a range, in pieces of blocks.
@@ -131,16 +151,23 @@ class ObjectReader(ReadOnlyExport):
         return memoryview(found)[offset - begin :][:length]
 
     async def _get(self, offset: int, length: int) -> bytearray:
+        found = bytearray(length)
+        with memoryview(found) as view:
+            await self._fetch_into(offset, view)
+        return found
+
+    async def _fetch_into(self, offset: int, into: memoryview) -> None:
+        self._count(len(into))
+        image = self._image
+        await self._store.read(image.bucket, image.key, image.etag, offset, into)
+        self._on_bytes(len(into))
+
+    def _count(self, length: int) -> None:
         self._may_fetch_bytes -= length
         if self._may_fetch_bytes < 0:
             raise StorageError(
                 "the image is read over and over: its tables name the same clusters again and again"
             )
-        found, image = bytearray(length), self._image
-        with memoryview(found) as view:
-            await self._store.read(image.bucket, image.key, image.etag, offset, view)
-        self._on_bytes(length)
-        return found
 
     def _forget(self) -> None:
         """Drop the blocks that were used longest ago, but none that is on its way."""

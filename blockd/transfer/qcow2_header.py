@@ -33,6 +33,7 @@ _V3_BYTES: Final = _V2.size + _V3.size
 
 _DATA_FILE_EXTENSION: Final = 0x44415441
 _CRYPT_EXTENSION: Final = 0x0537BE77
+_DATA_FILE_RAW: Final = 2  # an autoclear feature
 _MOST_L1_BYTES: Final = 32 * 1024**2
 _MOST_REFCOUNT_TABLE_BYTES: Final = 8 * 1024**2
 _MOST_SNAPSHOTS: Final = 65536
@@ -41,20 +42,24 @@ _LARGEST_BYTES: Final = 2**63
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What a header that may be imported says."""
+    """What a header that may be imported says.
+
+    Attributes:
+        size_bytes: of the disk, as it stands there; virtual_size_bytes: in whole sectors.
+        l1_offset: of the L1 table in the object, in bytes; it has the entries that the size needs.
+    """
 
     version: int
+    size_bytes: int
     virtual_size_bytes: int
     cluster_bytes: int
+    l1_offset: int
     compression: str
     has_extended_l2: bool
 
 
 def check_header(head: bytes, object_bytes: int) -> ImageHeader:
     """Parse the first `HEAD_BYTES` of an object of `object_bytes`.
-
-    Returns:
-        The virtual size is in whole sectors, as QEMU reads it.
 
     Raises:
         ImageRefused: it is no QCOW2, or one that is not imported; says which.
@@ -99,21 +104,26 @@ def check_header(head: bytes, object_bytes: int) -> ImageHeader:
     _check_inside("L1 table", l1_offset, l1_entries * 8, cluster_bytes, object_bytes)
     refcount_bytes = refcount_clusters * cluster_bytes
     _check_inside("refcount table", refcount_offset, refcount_bytes, cluster_bytes, object_bytes)
+    # Also without snapshots: so does qemu-img.
+    if snapshots_offset % cluster_bytes or snapshots_offset >= _LARGEST_BYTES:
+        raise ImageRefused(f"its snapshot table lies at byte {snapshots_offset}, which cannot be")
     if snapshots:
         # A snapshot's entry has 40 bytes at least.
         _check_inside(
             "snapshot table", snapshots_offset, snapshots * 40, cluster_bytes, object_bytes
         )
     whole = -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
-    return ImageHeader(version, whole, cluster_bytes, compression, extended_l2)
+    return ImageHeader(
+        version, size_bytes, whole, cluster_bytes, l1_offset, compression, extended_l2
+    )
 
 
 def _check_v3(head: bytes, cluster_bytes: int) -> tuple[str, bool, int]:
     """Compression, whether L2 entries are extended, and where the header ends."""
     if len(head) < _V3_BYTES:
         raise ImageRefused("it ends within its header")
-    features, _, _, refcount_order, header_bytes = _V3.unpack_from(head, _V2.size)
-    if features & DATA_FILE:
+    features, _, autoclear, refcount_order, header_bytes = _V3.unpack_from(head, _V2.size)
+    if features & DATA_FILE or autoclear & _DATA_FILE_RAW:
         raise ImageRefused("its data lie in another file: convert it with qemu-img convert")
     if features & CORRUPT:
         raise ImageRefused("it is marked as corrupt: repair it with qemu-img check -r all")
@@ -139,6 +149,8 @@ def _check_extensions(head: bytes, at: int, end: int) -> None:
     """None may name a file or a key, and all must lie in the first cluster."""
     while at + _EXTENSION.size <= end:
         kind, length = _EXTENSION.unpack_from(head, at)
+        if length > end - at - _EXTENSION.size:
+            raise ImageRefused("its header's extensions do not end where the header does")
         if kind == 0:
             return
         if kind == _DATA_FILE_EXTENSION:
@@ -146,8 +158,6 @@ def _check_extensions(head: bytes, at: int, end: int) -> None:
         if kind == _CRYPT_EXTENSION:
             raise ImageRefused("it is encrypted: decrypt it with qemu-img convert")
         at += _EXTENSION.size + -(-length // 8) * 8
-        if at > end:
-            raise ImageRefused("its header's extensions do not end where the header does")
 
 
 def _check_l1(size_bytes: int, cluster_bytes: int, entries: int, *, extended_l2: bool) -> None:

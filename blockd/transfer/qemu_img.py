@@ -23,6 +23,7 @@ import structlog
 
 from blockd.domain.allocation import CLUSTER_BYTES
 from blockd.domain.errors import StorageError
+from blockd.domain.units import GIB
 from blockd.domain.volume import OpenDisk
 from blockd.host import jail
 from blockd.host.command import find_tool, running
@@ -30,6 +31,7 @@ from blockd.host.command import find_tool, running
 log = structlog.get_logger()
 
 _DISK_IN_JAIL = "/dev/disk"
+_CPU_LEAST_S, _CPU_PER_GIB_S = 120, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,11 @@ class Raw:
 Node = Nbd | View | Raw
 
 
+def cpu_s(count_bytes: int) -> int:
+    """Processor time that is more than enough to copy so many bytes."""
+    return _CPU_LEAST_S + _CPU_PER_GIB_S * -(-count_bytes // GIB)
+
+
 class QemuImg:
     """Runs it. Raises StartError when it is not installed."""
 
@@ -143,7 +150,7 @@ class QemuImg:
                 connection.close()
 
     async def _run(self, argv: Sequence[str], descriptors: Sequence[int], report: int) -> None:
-        async with running(argv, {}, descriptors) as child:
+        async with running(argv, _ENVIRONMENT, descriptors) as child:
             output = await child.wait(None)
         self._tell(os.pread(report, 65536, 0))
         if output.returncode != 0:
@@ -155,6 +162,10 @@ class QemuImg:
         for step in sorted(skipped - self._told):
             log.warning("qemu-img runs without a part of its jail", part=step)
         self._told |= skipped
+
+
+#: glibc reserves 64 MiB of addresses for each of so many heaps, which the jail's limit counts.
+_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 
 
 def _jail(spec: dict[str, object]) -> tuple[str, ...]:

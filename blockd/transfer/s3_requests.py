@@ -20,7 +20,9 @@ from minio.credentials.credentials import Credentials as SignerCredentials
 from minio.signer import sign_v4_s3
 from yarl import URL
 
+from blockd.transfer.bandwidth import Bandwidth
 from blockd.transfer.s3_answers import fault_of, refusal
+from blockd.transfer.s3_body import receive
 from blockd.transfer.s3_retry import Patience, Transient
 
 Buffer = bytes | bytearray | memoryview
@@ -139,6 +141,12 @@ class Requests:
             silence.reschedule(None)  # from here on aiohttp watches
             yield answer
 
+    async def receive(
+        self, answer: aiohttp.ClientResponse, into: memoryview, bandwidth: Bandwidth
+    ) -> None:
+        """See `s3_body.receive`."""
+        await receive(answer, into, bandwidth, silence_s=_SILENCE_S)
+
     def _url(self, bucket: str, key: str, query: Mapping[str, str]) -> str:
         parts = urlsplit(self.endpoint.url)
         path = quote(key, safe="/~-._")
@@ -174,7 +182,7 @@ async def open_requests(
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
         auto_decompress=False,
-        read_bufsize=2**20,
+        read_bufsize=2**16,  # bodies that are long go elsewhere (`receive`)
         skip_auto_headers=("User-Agent", "Accept-Encoding"),
     ) as session:
         yield Requests(session, endpoint, keys, patience)

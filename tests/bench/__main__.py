@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import idle, lab, lists, native, sizes, transfers, writes
+from tests.bench import idle, imports, lab, lists, native, sizes, transfers, writes
 from tests.bench.guest import LabFailed
 from tests.bench.report import Section, machine, write
 
@@ -18,6 +18,7 @@ _PARTS: dict[str, Callable[..., Section]] = {
     "lists": lists.section,
     "idle": idle.section,
     "transfers": transfers.section,
+    "imports": imports.section,
     "sizes": sizes.section,
     "writes": writes.section,
 }
@@ -32,10 +33,10 @@ def main() -> None:
         " device-mapper, in scripts/lab), native (the same at full speed with LVM's metadata"
         " alone: needs root and a loop device, else skipped), lists (GET /snapshots with up to"
         " 10,000 of them), idle (LVM processes per verb, and what an idle daemon does),"
-        " transfers (exports and imports beside what one would do by hand: needs root and loop"
-        " devices, else skipped), sizes (exports of the same data in volumes of other sizes, in"
-        " the lab), writes (a first write under N snapshots and a revert, both classes, in the"
-        " lab).",
+        " transfers, imports (exports and imports beside what one would do by hand: need root"
+        " and loop devices, else skipped), sizes (exports of the same data in volumes of other"
+        " sizes, in the lab), writes (a first write under N snapshots and a revert, both classes,"
+        " in the lab).",
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(_PARTS)}; all")
     parser.add_argument("--quick", action="store_true", help="a smoke test of two minutes")

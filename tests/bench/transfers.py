@@ -1,4 +1,4 @@
-"""Exports and imports, natively, beside what one would do by hand, over the same S3 server.
+"""Exports, natively, beside what one would do by hand; what `imports.py` shares with that.
 
 The disk is a loop device over a sparse file, and the file says what is allocated, as thin metadata
 would: a loop device can tell qemu-img as little of its holes as dm-thin can. The client is blockd's
@@ -35,15 +35,13 @@ from blockd.transfer.bandwidth import Bandwidth
 from blockd.transfer.images import Images, TransferSettings
 from blockd.transfer.qemu_img import QemuImg
 from blockd.transfer.s3 import Endpoint, Keys, ObjectStore, open_object_store
-from tests.bench.import_floor import import_floor
 from tests.bench.report import Section, ratio, table
-from tests.support.faulty_store import FaultyStore
 from tests.support.file_driver import _data_ranges
 from tests.support.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, Server, object_store
 
 PART, PARALLEL = 16 * MIB, 4
+MOST_MEMORY_MIB = 64 + PART // MIB * (PARALLEL + 2)
 DATA_MIB = 512
-LATENCY_S = 0.05
 
 
 class _NoNotes:
@@ -96,7 +94,7 @@ class Bench:
 
     async def restore(self, image: ImageFacts, target: Path) -> None:
         """As blockd does it, reading back included."""
-        _empty(target, image.virtual_size_bytes)
+        empty(target, image.virtual_size_bytes)
         disk = OpenDisk(str(target), image.virtual_size_bytes)
         assert await self.images.restore(image, disk, Progress()) == image.content_digest
 
@@ -129,15 +127,30 @@ def section(*, quick: bool) -> Section:
 
 
 async def _measure(rounds: int) -> str:
+    async with served() as (server, bench):
+        exports = await _exports(bench, rounds)
+        memory, cpu_s = alone("tests.bench.transfers", server.url, bench.folder)
+    head = ("what", "peak memory, MiB", "goal, at most", "CPU s per GiB, qemu-img included")
+    told = table(head, [("export", memory, MOST_MEMORY_MIB, cpu_s)])
+    return f"{_TEXT}\n\n{exports}\n\n{told}"
+
+
+@asynccontextmanager
+async def served() -> AsyncIterator[tuple[Server, Bench]]:
+    """A server, and a client of it, with a folder of their own."""
     with tempfile.TemporaryDirectory(dir=_place(), prefix="blockd-bench-") as name:
         folder = Path(name)
         with object_store(folder) as server:
-            async with _client(server.url, folder) as bench:
-                exports = await _exports(bench, rounds)
-                imports = await _imports(bench, server, rounds)
-                floor = await _floor(bench, server)
-            memory = _memory(server, folder)
-    return f"{_TEXT}\n\n{exports}\n\n{imports}\n\n{floor}\n\n{memory}"
+            async with client(server.url, folder) as bench:
+                yield server, bench
+
+
+def alone(module: str, *argv: object) -> tuple[str, str]:
+    """What a process prints that does nothing else: peak memory, processor time for a GiB."""
+    command = [sys.executable, "-m", module, *map(str, argv)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    memory_mib, cpu_s = map(float, done.stdout.split())
+    return f"{memory_mib:.0f}", f"{cpu_s:.2f}"
 
 
 def _place() -> str:
@@ -150,10 +163,7 @@ _TEXT = (
     " no disk is what is measured: 512 MiB of noise in pieces of 1 MiB, all over a disk of 16 GiB"
     " (3.1 %), on a loop device. Seconds, median; contenders take turns. *By hand* are `qemu-img"
     " convert -O qcow2` from the device, that and an upload of the file, and a bare upload of the"
-    " object's bytes from memory, both with blockd's own client; a download with minio-py's"
-    " `fget_object`, that and `qemu-img convert -n --target-is-zero`, and a download by blockd's"
-    " client in ranges. blockd's import also reads back what it wrote and compares the digest,"
-    " which nothing by hand does."
+    " object's bytes from memory, both with blockd's own client."
 )
 
 
@@ -182,23 +192,25 @@ async def _exports(bench: Bench, rounds: int) -> str:
             "convert, upload": convert_and_upload,
             "bare upload": lambda: bench.upload(content, "bare.qcow2"),
         }
-        timed = await _turns(contenders, rounds)
+        timed = await turns(contenders, rounds)
     sizes = {}
     for virtual in (2 * GIB, 1024 * GIB):
         make_disk(file, virtual)
         sizes[virtual] = allocation_of(file)
         with loop_device(file) as device:
             export = partial(bench.export, device, sizes[virtual], "v.qcow2")
-            timed |= await _turns({str(virtual): export}, rounds)
+            timed |= await turns({str(virtual): export}, rounds)
     rows = [
-        ("convert alone", _s(timed["convert alone"]), "0.25"),
-        ("convert, upload", _s(timed["convert, upload"]), "0.75"),
-        ("bare upload", _s(timed["bare upload"]), "1.15"),
+        ("convert alone", seconds(timed["convert alone"]), "0.25"),
+        ("convert, upload", seconds(timed["convert, upload"]), "0.75"),
+        ("bare upload", seconds(timed["bare upload"]), "1.15"),
     ]
     of = [(n, s, ratio(timed["blockd"], timed[n]), goal) for n, s, goal in rows]
     large = ratio(timed[str(1024 * GIB)], timed[str(2 * GIB)])
-    of.append(("itself, 2 GiB instead of 1 TiB virtual", _s(timed[str(2 * GIB)]), large, "1.15"))
-    head = f"export, {_s(timed['blockd'])} s ({size / MIB:.0f} MiB): beside"
+    of.append(
+        ("itself, 2 GiB instead of 1 TiB virtual", seconds(timed[str(2 * GIB)]), large, "1.15")
+    )
+    head = f"export, {seconds(timed['blockd'])} s ({size / MIB:.0f} MiB): beside"
     times = table((head, "s", "blockd takes, times", "goal, at most"), of)
     allocated = allocation.allocated_bytes
     share, goal = f"{read / allocated:.4f}", f"{1.02 + 2 * MIB / allocated:.4f}"
@@ -207,110 +219,32 @@ async def _exports(bench: Bench, rounds: int) -> str:
     return times + "\n\n" + table((head, "allocated, MiB", "times", "goal, at most"), [row])
 
 
-async def _imports(bench: Bench, server: Server, rounds: int) -> str:
-    image = await bench.images.look(BUCKET, "export.qcow2")
-    target, scratch = bench.folder / "target", bench.folder / "scratch.qcow2"
-
-    async def by_hand() -> None:
-        await bench.fetch(image, scratch)
-        _empty(target, image.virtual_size_bytes)
-        await _run(
-            *("qemu-img", "convert", "-n", "--target-is-zero", "-f", "qcow2", "-O", "raw"),
-            *(scratch, target),
-        )
-
-    timed = await _turns(
-        {
-            "blockd": lambda: bench.restore(image, target),
-            "download, convert": by_hand,
-            "download": lambda: bench.fetch(image, scratch),
-            "download in ranges": lambda: bench.download(image, scratch),
-        },
-        rounds,
-    )
-    async with (
-        FaultyStore(server, latency_s=LATENCY_S).serve() as slow,
-        _client(slow.section.endpoint, bench.folder) as far,
-    ):
-        timed |= await _turns(
-            {
-                "blockd, far": lambda: far.restore(image, target),
-                "download, far": lambda: far.fetch(image, scratch),
-                "download in ranges, far": lambda: far.download(image, scratch),
-            },
-            max(rounds // 2, 1),
-        )
-    rows = [
-        ("download, convert", "blockd", "0.7"),
-        ("download", "blockd", "1.15"),
-        ("download in ranges", "blockd", "-"),
-        ("download, far", "blockd, far", "1.3"),
-        ("download in ranges, far", "blockd, far", "-"),
-    ]
-    told = [(n, _s(timed[n]), _s(timed[b]), ratio(timed[b], timed[n]), g) for n, b, g in rows]
-    head = (
-        "import: beside (far: 50 ms more before each answer)",
-        "s",
-        "blockd, s",
-        "times",
-        "goal",
-    )
-    return table(head, told)
-
-
-async def _floor(bench: Bench, server: Server) -> str:
-    image = await bench.images.look(BUCKET, "export.qcow2")
-    local, disk, target = (bench.folder / name for name in ("local.qcow2", "disk", "target"))
-    await bench.fetch(image, local)
-    make_disk(disk, image.virtual_size_bytes)
-    allocation = allocation_of(disk)
-    _empty(target, image.virtual_size_bytes)
-    return await import_floor(server, image, local, target, allocation)
-
-
-def _memory(server: Server, folder: Path) -> str:
-    """Peak memory and processor time of a process that does nothing but export, then import."""
-    argv = [sys.executable, "-m", "tests.bench.transfers", server.url, str(folder)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True)
-    export_mib, import_mib, export_cpu, import_cpu = map(float, done.stdout.split())
-    goal = 64 + PART // MIB * (PARALLEL + 2)
-    rows = [
-        ("export", f"{export_mib:.0f}", goal, f"{export_cpu:.2f}"),
-        ("import (and the export before)", f"{import_mib:.0f}", goal, f"{import_cpu:.2f}"),
-    ]
-    head = ("what", "peak memory, MiB", "goal, at most", "CPU s per GiB, qemu-img included")
-    return table(head, rows)
-
-
 async def _alone(url: str, folder: Path) -> None:
-    file, target = folder / "disk", folder / "target"
-    async with _client(url, folder) as bench:
+    file = folder / "disk"
+    async with client(url, folder) as bench:
         make_disk(file, 16 * GIB)
         with loop_device(file) as device:
-            began = _cpu_s()
+            began = cpu_s()
             size = await bench.export(device, allocation_of(file), "memory.qcow2")
-            export_s = _cpu_s() - began
-        export_mib = _peak_mib()
-        image = await bench.images.look(BUCKET, "memory.qcow2")
-        began = _cpu_s()
-        await bench.restore(image, target)
-        import_s = _cpu_s() - began
-    print(export_mib, _peak_mib(), export_s / (size / GIB), import_s / (size / GIB))
+    print(peak_mib(), (cpu_s() - began) / (size / GIB))
 
 
-def _cpu_s() -> float:
+def cpu_s() -> float:
+    """Processor time of this process and its children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
+    """The most memory that this process had."""
     # Not ru_maxrss, which begins with what the parent had when it forked.
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 @asynccontextmanager
-async def _client(url: str, folder: Path) -> AsyncIterator[Bench]:
+async def client(url: str, folder: Path) -> AsyncIterator[Bench]:
+    """A client of the server at `url`."""
     async with open_object_store(
         Endpoint(url),
         Keys(ACCESS_KEY, SECRET_KEY),
@@ -323,7 +257,7 @@ async def _client(url: str, folder: Path) -> AsyncIterator[Bench]:
         yield Bench(url, store, Images(store, QemuImg(GIB), settings), folder)
 
 
-async def _turns(
+async def turns(
     contenders: Mapping[str, Callable[[], Awaitable[object]]], rounds: int
 ) -> dict[str, list[float]]:
     """Seconds of each, in turns; another one begins each round."""
@@ -345,7 +279,7 @@ async def _run(*argv: object) -> None:
 
 def make_disk(path: Path, size_bytes: int) -> None:
     """A sparse file with `DATA_MIB` pieces of 1 MiB of noise, the same for the same size."""
-    _empty(path, size_bytes)
+    empty(path, size_bytes)
     chance = random.Random(3)
     noise = os.urandom(64 * MIB)
     with path.open("r+b") as file:
@@ -359,7 +293,8 @@ def _bytes_read(device: Path) -> int:
     return int(Path(f"/sys/block/{device.name}/stat").read_text().split()[2]) * 512
 
 
-def _empty(path: Path, size_bytes: int) -> None:
+def empty(path: Path, size_bytes: int) -> None:
+    """Make a sparse file of it."""
     path.unlink(missing_ok=True)
     path.touch()
     os.truncate(path, size_bytes)
@@ -390,7 +325,8 @@ def loop_device(path: Path) -> Iterator[Path]:
         subprocess.run(["losetup", "--detach", str(device)], check=True)
 
 
-def _s(samples: Sequence[float]) -> str:
+def seconds(samples: Sequence[float]) -> str:
+    """The median of them."""
     return f"{sorted(samples)[len(samples) // 2]:.2f}"
 
 

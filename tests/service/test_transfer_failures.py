@@ -333,9 +333,14 @@ async def test_export_that_was_cancelled_before_a_crash_does_not_go_on(
 # imports
 
 
-async def _exported(rig: TransferRig) -> Snapshot:
+#: Plain images are copied by ourselves, packed ones by qemu-img.
+either_way = pytest.mark.parametrize("compression", [Compression.NONE, Compression.ZLIB])
+
+
+async def _exported(rig: TransferRig, compression: Compression) -> Snapshot:
     snapshot = await rig.snapshot(data_mib=40)
-    assert (await rig.ended(await rig.export(snapshot))).state is JobState.SUCCEEDED
+    exporting = await rig.export(snapshot, compression=compression)
+    assert (await rig.ended(exporting)).state is JobState.SUCCEEDED
     return snapshot
 
 
@@ -356,12 +361,13 @@ READ_FAULTS = {
 }
 
 
+@either_way
 @pytest.mark.parametrize("fault", READ_FAULTS)
 async def test_import_survives_what_passes(
-    tmp_path: Path, store: FaultyStore, fault: str, quick_silence: None
+    tmp_path: Path, store: FaultyStore, compression: Compression, fault: str, quick_silence: None
 ) -> None:
     async with transfer_rig(tmp_path, store, patience="20s") as rig:
-        snapshot = await _exported(rig)
+        snapshot = await _exported(rig, compression)
         imported, begun = await rig.restore()
         store.faults.append(Fault(**vars(READ_FAULTS[fault])))
         job = await rig.ended(begun)
@@ -370,11 +376,12 @@ async def test_import_survives_what_passes(
         subprocess.run(same, check=True, timeout=60)
 
 
+@either_way
 async def test_import_of_an_object_that_is_replaced_meanwhile_fails_and_leaves_no_disk(
-    tmp_path: Path, store: FaultyStore
+    tmp_path: Path, store: FaultyStore, compression: Compression
 ) -> None:
     async with transfer_rig(tmp_path, store, patience="1s") as rig:
-        await _exported(rig)
+        await _exported(rig, compression)
         image = rig.server.object(KEY)
 
         def replace() -> None:
@@ -392,11 +399,12 @@ async def test_import_of_an_object_that_is_replaced_meanwhile_fails_and_leaves_n
         await _expect_failed_import(rig, imported, job)
 
 
+@either_way
 async def test_import_whose_store_goes_away_fails_with_the_reason(
-    tmp_path: Path, store: FaultyStore
+    tmp_path: Path, store: FaultyStore, compression: Compression
 ) -> None:
     async with transfer_rig(tmp_path, store, patience="1s") as rig:
-        await _exported(rig)
+        await _exported(rig, compression)
         imported, begun = await rig.restore()
         store.faults.append(Fault(is_any("GET"), "refuse", times=10**6))
         job = await rig.ended(begun)
@@ -404,9 +412,12 @@ async def test_import_whose_store_goes_away_fails_with_the_reason(
         await _expect_failed_import(rig, imported, job)
 
 
-async def test_import_that_is_cancelled_leaves_no_disk(tmp_path: Path, store: FaultyStore) -> None:
+@either_way
+async def test_import_that_is_cancelled_leaves_no_disk(
+    tmp_path: Path, store: FaultyStore, compression: Compression
+) -> None:
     async with transfer_rig(tmp_path, store) as rig:
-        await _exported(rig)
+        await _exported(rig, compression)
         store.faults.append(Fault(lambda kind: kind == "GET" and store.count("GET") > 3, "hang"))
         imported, begun = await rig.restore()
         await store.hanging.wait()
@@ -420,7 +431,7 @@ async def test_import_whose_qemu_img_is_killed_leaves_no_disk(
     tmp_path: Path, store: FaultyStore
 ) -> None:
     async with transfer_rig(tmp_path, store) as rig:
-        await _exported(rig)
+        await _exported(rig, Compression.ZLIB)
         store.faults.append(Fault(lambda kind: kind == "GET" and store.count("GET") > 3, "hang"))
         imported, begun = await rig.restore()
         await store.hanging.wait()
@@ -430,9 +441,12 @@ async def test_import_whose_qemu_img_is_killed_leaves_no_disk(
         await _expect_failed_import(rig, imported, job)
 
 
-async def test_import_begins_again_after_a_restart(tmp_path: Path, store: FaultyStore) -> None:
+@either_way
+async def test_import_begins_again_after_a_restart(
+    tmp_path: Path, store: FaultyStore, compression: Compression
+) -> None:
     async with transfer_rig(tmp_path, store) as rig:
-        snapshot = await _exported(rig)
+        snapshot = await _exported(rig, compression)
         store.faults.append(Fault(lambda kind: kind == "GET" and store.count("GET") > 3, "hang"))
         imported, begun = await rig.restore()
         await store.hanging.wait()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from blockd.domain.allocation import CLUSTER_BYTES
-from blockd.transfer.digest import ContentDigest, is_zero
+from blockd.transfer.digest import ContentDigest, ScatteredDigest, data_ranges, is_zero
 
 KINDS = st.lists(st.sampled_from("zdp"), max_size=12)
 PLACES = st.integers(0, CLUSTER_BYTES - 1)
@@ -67,3 +68,70 @@ def test_is_zero_sees_a_single_byte(length: int, data: st.DataObject) -> None:
     if length:
         buffer[data.draw(st.integers(0, length - 1))] = 1
         assert not is_zero(memoryview(buffer))
+
+
+def test_clusters_in_any_order_give_the_digest_of_the_disk() -> None:
+    chance = random.Random(6)
+    clusters = {number: os.urandom(CLUSTER_BYTES) for number in chance.sample(range(900), 300)}
+    clusters[7] = bytes(CLUSTER_BYTES)
+    ascending = ContentDigest()
+    for number in sorted(clusters):
+        ascending.add(number, clusters[number])
+    numbers = list(clusters)
+    for _ in range(5):
+        chance.shuffle(numbers)
+        scattered = ScatteredDigest((number, 1) for number in sorted(clusters))
+        for number in numbers:
+            scattered.add(number, clusters[number])
+        assert scattered.hex() == ascending.hex()
+
+
+def test_extents_in_pieces_give_the_digest_of_the_disk() -> None:
+    data = os.urandom(8 * CLUSTER_BYTES)
+    ascending, scattered = ContentDigest(), ScatteredDigest([(3, 4), (7, 2), (20, 2)])
+    for at in (3, 7, 20):
+        ascending.add(at, data[: (4 if at == 3 else 2) * CLUSTER_BYTES])
+    scattered.add(20, data[: 2 * CLUSTER_BYTES])
+    # The end of one extent and the next one in one piece.
+    scattered.add(5, data[2 * CLUSTER_BYTES : 4 * CLUSTER_BYTES] + data[: 2 * CLUSTER_BYTES])
+    scattered.add(3, data[: 2 * CLUSTER_BYTES])
+    assert scattered.hex() == ascending.hex()
+
+
+def test_cluster_that_did_not_come_or_came_twice_is_an_error() -> None:
+    digest = ScatteredDigest([(3, 4)])
+    digest.add(5, bytes(2 * CLUSTER_BYTES))
+    with pytest.raises(ValueError, match="cluster 5 comes twice"):
+        digest.add(5, bytes(CLUSTER_BYTES))
+    with pytest.raises(ValueError, match="cluster 3 did not come"):
+        digest.hex()
+    digest.add(3, bytes(2 * CLUSTER_BYTES))
+    with pytest.raises(ValueError, match="cluster 4 comes twice"):
+        digest.add(4, bytes(CLUSTER_BYTES))
+    assert digest.hex() == ContentDigest().hex()
+
+
+@pytest.mark.parametrize(
+    ("offset", "data", "ranges"),
+    [
+        (0, b"", []),
+        (0, bytes(3 * CLUSTER_BYTES), []),
+        (
+            0,
+            bytes(CLUSTER_BYTES) + b"x" + bytes(CLUSTER_BYTES),
+            [(CLUSTER_BYTES, 2 * CLUSTER_BYTES)],
+        ),
+        (CLUSTER_BYTES - 10, bytes(9) + b"x" + bytes(100), [(0, 10)]),
+        (CLUSTER_BYTES - 10, bytes(10) + b"x" * 100, [(10, 110)]),
+        (512, b"x" * 2 * CLUSTER_BYTES, [(0, 2 * CLUSTER_BYTES)]),
+        (
+            0,
+            b"x" + bytes(2 * CLUSTER_BYTES - 1) + b"x",
+            [(0, CLUSTER_BYTES), (2 * CLUSTER_BYTES, 2 * CLUSTER_BYTES + 1)],
+        ),
+    ],
+)
+def test_clusters_of_zeros_are_left_out(
+    offset: int, data: bytes, ranges: list[tuple[int, int]]
+) -> None:
+    assert data_ranges(offset, memoryview(data)) == ranges

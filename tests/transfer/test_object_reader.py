@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from typing import cast
 
@@ -12,7 +11,7 @@ from blockd.domain.errors import StorageError
 from blockd.domain.transfer import ImageFacts
 from blockd.domain.units import GIB, MIB
 from blockd.transfer.object_reader import ObjectReader
-from blockd.transfer.s3 import ObjectStore
+from blockd.transfer.s3 import ObjectStore, Place
 
 CONTENT = random.Random(1).randbytes(64 * MIB)
 
@@ -29,6 +28,12 @@ class CountingStore:
         self.fetches += 1
         into[:] = CONTENT[offset : offset + len(into)]
 
+    async def read_placed(
+        self, bucket: str, key: str, etag: str, offset: int, length: int, place: Place
+    ) -> None:
+        """See `ObjectStore`."""
+        await self.read(bucket, key, etag, offset, await place())
+
 
 def reader(store: CountingStore, ahead_blocks: int) -> ObjectReader:
     image = ImageFacts("bucket", "key", "etag", len(CONTENT), GIB, None)
@@ -42,21 +47,39 @@ async def read(of: ObjectReader, offset: int, length: int) -> None:
     assert b"".join(bytes(piece) for piece in pieces) == CONTENT[offset : offset + length]
 
 
+def _placed(into: bytearray) -> Place:
+    async def place() -> memoryview:
+        return memoryview(into)
+
+    return place
+
+
 async def test_tables_behind_the_header_come_with_it() -> None:
     store = CountingStore()
     async with reader(store, 4) as one:
-        assert await one.head(100, goes_on=False) == CONTENT[:100]
+        assert await one.table(0, 100) == CONTENT[:100]
         for offset in (0, 196_608, 65_536, 262_144, 3 * MIB):
             await read(one, offset, 65536)
     assert store.fetches == 1
 
 
-async def test_image_of_our_own_is_fetched_ahead_from_its_header_on() -> None:
+async def test_bytes_that_came_with_the_tables_are_not_fetched_again() -> None:
     store = CountingStore()
     async with reader(store, 4) as one:
-        await one.head(100, goes_on=True)
-        await asyncio.sleep(0)
-    assert store.fetches == 5
+        await one.table(0, 100)
+        for offset, length in ((MIB, MIB), (3 * MIB, 4 * MIB), (7 * MIB, MIB)):
+            into = bytearray(length)
+            await one.fill(offset, length, _placed(into))
+            assert into == CONTENT[offset : offset + length]
+    assert (store.fetches, store.fetched_bytes) == (3, 8 * MIB)
+
+
+async def test_tables_elsewhere_come_alone() -> None:
+    store = CountingStore()
+    async with reader(store, 4) as one:
+        for offset in (40 * MIB, 4 * MIB - 512, 63 * MIB):
+            assert await one.table(offset, 1024) == CONTENT[offset : offset + 1024]
+    assert (store.fetches, store.fetched_bytes) == (3, 3 * 1024)
 
 
 @pytest.mark.parametrize("ahead_blocks", [1, 4, 9, 16, 64])
