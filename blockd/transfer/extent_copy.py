@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import mmap
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final, Protocol
 
 from blockd.domain.units import MIB
 from blockd.transfer.qcow2_extents import Extent, Extents
-from blockd.transfer.s3 import Place
 
 #: One GET: asking costs a wait, and processor time, most of it the server's. For 512 MiB rclone
 #: took 0.80 s in GETs of 4 MiB, 0.58 in those of 8, 0.40 in those of 16.
 _SPAN_BYTES: Final = 16 * MIB
 _LEAST_BUFFERS: Final = 2
-_MORE_GETS: Final = 2
 #: Bytes between extents (tables, clusters of snapshots) that cost less than another GET.
 _GAP_BYTES: Final = 256 * 1024
 
-Fill = Callable[[int, int, Place], Awaitable[None]]
+Fill = Callable[[int, memoryview], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,93 +57,51 @@ async def copy_extents(
     """Give all data to `sink`, in the object's order.
 
     Args:
-        fill: brings bytes of the object into memory: from where on, how many, and where to, which
-            it asks for when they are about to come.
-        at_once: so many buffers there are, of 16 MiB, but at least two. Each takes an answer, or
-            waits for those before it, or for the disk. Two GETs more may wait for their answer.
+        fill: fills memory with the bytes of the object from an offset on.
+        at_once: so many buffers there are, of 16 MiB, but at least two: each waits for an answer,
+            for the answers before its own, or for the disk.
 
     Raises:
         Exception: what `fill` or `sink` raised first.
     """
-    buffers = _Buffers(max(at_once, _LEAST_BUFFERS))
-    asking = asyncio.Semaphore(max(at_once, _LEAST_BUFFERS) + _MORE_GETS)
-    asked: asyncio.Queue[tuple[_Span, asyncio.Task[mmap.mmap]] | None] = asyncio.Queue()
-    under_way: set[asyncio.Task[mmap.mmap] | asyncio.Task[None]] = set()
+    room, spare = asyncio.Semaphore(max(at_once, _LEAST_BUFFERS)), list[mmap.mmap]()
+    waiting: deque[tuple[_Span, mmap.mmap, asyncio.Task[None]]] = deque()
 
-    async def get(span: _Span, turn: _Turn) -> mmap.mmap:
-        length = min(span.end, object_bytes) - span.begin
-        buffer: mmap.mmap | None = None
-
-        async def place() -> memoryview:
-            nonlocal buffer
-            buffer = await buffers.take(turn)
+    async def get(span: _Span, buffer: mmap.mmap) -> None:
+        with memoryview(buffer) as view:
+            length = min(span.end, object_bytes) - span.begin
+            with view[:length] as into:
+                await fill(span.begin, into)
             # Of a last cluster that was cut short the rest is zeros.
-            buffer[length : span.end - span.begin] = bytes(span.end - span.begin - length)
-            return memoryview(buffer)[:length]
+            view[length : span.end - span.begin] = bytes(span.end - span.begin - length)
 
-        try:
-            await fill(span.begin, length, place)
-        finally:
-            asking.release()
-        assert buffer is not None  # noqa: S101 - for the types
-        return buffer
+    def give_back(buffer: mmap.mmap, writing: asyncio.Future[None]) -> None:
+        if not writing.cancelled():
+            writing.exception()  # the sink tells
+        spare.append(buffer)
+        room.release()
 
-    async def ask() -> None:
-        turn = _Turn(asyncio.Event(), asyncio.Event())
-        turn.begins.set()
-        try:
-            for span in _spans(extents.in_object_order()):
-                await asking.acquire()
-                getting = asyncio.create_task(get(span, turn), name=f"bytes from {span.begin}")
-                under_way.add(getting)
-                asked.put_nowait((span, getting))
-                turn = _Turn(turn.ends, asyncio.Event())
-        finally:
-            asked.put_nowait(None)
+    async def take() -> None:
+        span, buffer, getting = waiting[0]
+        await asyncio.shield(getting)
+        waiting.popleft()
+        writing = await sink.put(buffer, span.pieces)
+        writing.add_done_callback(lambda done: give_back(buffer, done))
 
-    asking_all = asyncio.create_task(ask(), name="asking for extents")
-    under_way.add(asking_all)
     try:
-        while (item := await asked.get()) is not None:
-            span, getting = item
-            buffer = await getting
-            under_way.discard(getting)
-            writing = await sink.put(buffer, span.pieces)
-            writing.add_done_callback(partial(buffers.give_back, buffer))
-        await asking_all
+        for span in _spans(extents.in_object_order()):
+            while room.locked() and waiting:
+                await take()
+            await room.acquire()
+            buffer = spare.pop() if spare else mmap.mmap(-1, _SPAN_BYTES)
+            task = asyncio.create_task(get(span, buffer), name=f"bytes from {span.begin}")
+            waiting.append((span, buffer, task))
+        while waiting:
+            await take()
     finally:
-        for task in under_way:
+        for _, _, task in waiting:
             task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """When a span may have a buffer: after the one before it, which is written before it."""
-
-    begins: asyncio.Event
-    ends: asyncio.Event
-
-
-class _Buffers:
-    """So many, and no more."""
-
-    def __init__(self, count: int) -> None:
-        self._room, self._spare = asyncio.Semaphore(count), list[mmap.mmap]()
-
-    async def take(self, turn: _Turn) -> mmap.mmap:
-        """Wait for a turn, and for a buffer."""
-        await turn.begins.wait()
-        await self._room.acquire()
-        turn.ends.set()
-        return self._spare.pop() if self._spare else mmap.mmap(-1, _SPAN_BYTES)
-
-    def give_back(self, buffer: mmap.mmap, done: asyncio.Future[None]) -> None:
-        """What was in it is where it shall be, or never will."""
-        if not done.cancelled():
-            done.exception()  # the sink tells
-        self._spare.append(buffer)
-        self._room.release()
+        await asyncio.gather(*(task for _, _, task in waiting), return_exceptions=True)
 
 
 def _spans(extents: Iterable[Extent]) -> Iterator[_Span]:

@@ -18,7 +18,7 @@ from typing import Self
 from blockd.domain.errors import StorageError
 from blockd.domain.transfer import ImageFacts
 from blockd.transfer.nbd import Buffer, ReadOnlyExport
-from blockd.transfer.s3 import ObjectStore, Place
+from blockd.transfer.s3 import ObjectStore
 
 #: Asking costs a millisecond of processor time (signature, headers), so not too small; a dozen are
 #: 48 MiB, the memory of one import but for what is being written.
@@ -79,27 +79,27 @@ class ObjectReader(ReadOnlyExport):
             return memoryview(await asyncio.shield(self._block(0)))[offset : offset + length]
         return await self._get(offset, length)
 
-    async def fill(self, offset: int, length: int, place: Place) -> None:
+    async def fill(self, offset: int, into: memoryview) -> None:
         """Bring the bytes of a range into memory: those of a first block that is kept, and others.
-
-        Args:
-            place: asked once, when they are about to come: memory of `length` bytes.
 
         Raises:
             ObjectStoreError: the object changed, or cannot be had.
         """
-        image, first = self._image, self._blocks.get(0)
-        if first is None or not first.done() or offset >= len(first.result()):
-            self._count(length)
-            where = (image.bucket, image.key, image.etag, offset)
-            await self._store.read_placed(*where, length, place)
-            self._on_bytes(length)
+        first = self._blocks.get(0)
+        if first is not None and first.done() and not first.cancelled() and not first.exception():
+            with memoryview(first.result())[offset : offset + len(into)] as kept:
+                into[: len(kept)] = kept
+                offset, into = offset + len(kept), into[len(kept) :]
+        if not into:
             return
-        into = await place()
-        with memoryview(first.result())[offset : offset + length] as kept:
-            into[: len(kept)] = kept
-            if len(kept) < length:
-                await self._fetch_into(offset + len(kept), into[len(kept) :])
+        self._may_fetch_bytes -= len(into)
+        if self._may_fetch_bytes < 0:
+            raise StorageError(
+                "the image is read over and over: its tables name the same clusters again and again"
+            )
+        image = self._image
+        await self._store.read(image.bucket, image.key, image.etag, offset, into)
+        self._on_bytes(len(into))
 
     async def read(self, offset: int, length: int) -> Sequence[Buffer]:
         """The bytes of a range, in pieces of blocks.
@@ -153,21 +153,8 @@ class ObjectReader(ReadOnlyExport):
     async def _get(self, offset: int, length: int) -> bytearray:
         found = bytearray(length)
         with memoryview(found) as view:
-            await self._fetch_into(offset, view)
+            await self.fill(offset, view)
         return found
-
-    async def _fetch_into(self, offset: int, into: memoryview) -> None:
-        self._count(len(into))
-        image = self._image
-        await self._store.read(image.bucket, image.key, image.etag, offset, into)
-        self._on_bytes(len(into))
-
-    def _count(self, length: int) -> None:
-        self._may_fetch_bytes -= length
-        if self._may_fetch_bytes < 0:
-            raise StorageError(
-                "the image is read over and over: its tables name the same clusters again and again"
-            )
 
     def _forget(self) -> None:
         """Drop the blocks that were used longest ago, but none that is on its way."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -50,8 +50,6 @@ from blockd.transfer.s3_requests import (
 from blockd.transfer.s3_retry import Patience, Transient
 
 _PIECE_BYTES: Final = 256 * 1024
-
-Place = Callable[[], Awaitable[memoryview]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,25 +116,10 @@ class ObjectStore:
             ObjectChanged: it is another one now.
             ObjectMissing: it is gone.
         """
-
-        async def place() -> memoryview:
-            return into
-
-        await self.read_placed(bucket, key, etag, offset, len(into), place)
-
-    async def read_placed(
-        self, bucket: str, key: str, etag: str, offset: int, length: int, place: Place
-    ) -> None:
-        """As `read`, but that memory need not be there before the answer is.
-
-        Args:
-            place: asked once, when the answer begins: memory of `length` bytes.
-        """
-        headers = {"Range": f"bytes={offset}-{offset + length - 1}", "If-Match": etag}
-        into: memoryview | None = None
+        end = offset + len(into)
+        headers = {"Range": f"bytes={offset}-{end - 1}", "If-Match": etag}
 
         async def fetch() -> None:
-            nonlocal into
             async with self._requests.request("GET", bucket, key, headers=headers) as answer:
                 await self._requests.check(answer, bucket, key)
                 # Servers exist that ignore If-Match, or Range: what came is compared with both.
@@ -144,10 +127,8 @@ class ObjectStore:
                     raise ObjectChanged(bucket, key)
                 said = answer.headers.get("Content-Range", "bytes 0-" if offset == 0 else "none")
                 # rclone sends a range with status 200, so its header counts alone.
-                if not said.startswith(f"bytes {offset}-") or _length(answer) != length:
+                if not said.startswith(f"bytes {offset}-") or _length(answer) != len(into):
                     raise Transient(f"the server sent another range: {said[:60]!r}")
-                if into is None:
-                    into = await place()
                 await self._requests.receive(answer, into, self._bandwidth)
 
         await self._patience.over(fetch, f"reading s3://{bucket}/{key}")

@@ -182,7 +182,7 @@ async def open_requests(
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
         auto_decompress=False,
-        read_bufsize=2**16,  # bodies that are long go elsewhere (`receive`)
+        read_bufsize=2**20,
         skip_auto_headers=("User-Agent", "Accept-Encoding"),
     ) as session:
         yield Requests(session, endpoint, keys, patience)

@@ -17,7 +17,7 @@ from blockd.transfer.image_import import ImageImport
 from blockd.transfer.qcow2_extents import Extents, NotPlain, read_extents
 from blockd.transfer.qcow2_header import HEAD_BYTES, ImageHeader, check_header
 from blockd.transfer.qemu_img import QemuImg
-from blockd.transfer.s3 import ObjectStore, Place
+from blockd.transfer.s3 import ObjectStore
 
 
 class FileStore:
@@ -34,14 +34,6 @@ class FileStore:
         self.fetched.append((offset, end))
         with self._path.open("rb") as file:
             assert os.preadv(file.fileno(), [into], offset) == len(into)
-
-    async def read_placed(
-        self, bucket: str, key: str, etag: str, offset: int, length: int, place: Place
-    ) -> None:
-        """See `ObjectStore`."""
-        into = await place()
-        assert len(into) == length
-        await self.read(bucket, key, etag, offset, into)
 
     @property
     def fetched_bytes(self) -> int:

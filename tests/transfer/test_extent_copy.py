@@ -13,7 +13,6 @@ from blockd.domain.errors import StorageError
 from blockd.transfer import extent_copy
 from blockd.transfer.extent_copy import Piece, copy_extents
 from blockd.transfer.qcow2_extents import Extents
-from blockd.transfer.s3 import Place
 
 CLUSTER = 65536
 SPAN = 4 * CLUSTER
@@ -38,16 +37,15 @@ def extents() -> Extents:
 
 
 class Store:
-    """Answers when it is told to; `asked` and `placed` tell from where on."""
+    """Answers when it is told to; `asked` tells from where on."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
-        self.placed: list[int] = []
         self.may_answer = asyncio.Event()
         self.fails_at: int | None = None
         self._chance = random.Random(9)
 
-    async def fill(self, offset: int, length: int, place: Place) -> None:
+    async def fill(self, offset: int, into: memoryview) -> None:
         """See `ObjectReader.fill`."""
         number = len(self.asked)
         self.asked.append(offset)
@@ -56,12 +54,7 @@ class Store:
             await asyncio.sleep(0)
         if number == self.fails_at:
             raise StorageError("the store is gone")
-        into = await place()
-        assert len(into) == length
-        self.placed.append(offset)
-        for _ in range(self._chance.randrange(20)):
-            await asyncio.sleep(0)
-        into[:] = CONTENT[offset : offset + length]
+        into[:] = CONTENT[offset : offset + len(into)]
 
 
 class Sink:
@@ -107,20 +100,20 @@ async def test_answers_in_any_order_arrive_in_the_objects_order_and_once() -> No
         data = CONTENT[extent.object_offset : extent.object_end]
         expected[extent.disk_offset : extent.disk_offset + len(data)] = data
     assert sink.disk == expected
-    assert store.placed == sorted(store.asked)
+    assert store.asked == sorted(store.asked)
     # The gap of one cluster comes with what is around it, that of four does not.
-    assert store.placed[:4] == [number * CLUSTER for number in (1, 5, 9, 14)]
+    assert store.asked[:4] == [number * CLUSTER for number in (1, 5, 9, 14)]
 
 
-async def test_two_answers_more_than_there_are_buffers_are_waited_for() -> None:
+async def test_no_more_is_asked_for_than_there_are_buffers() -> None:
     store, sink = Store(), Sink()
     copying = asyncio.create_task(copy(store, sink))
     await idle()
-    assert len(store.asked) == AT_ONCE + 2
+    assert len(store.asked) == AT_ONCE
     sink.keeps = True
     store.may_answer.set()
     await idle()
-    assert (len(store.placed), sink.puts) == (AT_ONCE, AT_ONCE)
+    assert (len(store.asked), sink.puts) == (AT_ONCE, AT_ONCE)
     for _, done in sink.kept:
         done.set_result(None)
     sink.keeps = False

@@ -11,7 +11,7 @@ from blockd.domain.errors import StorageError
 from blockd.domain.transfer import ImageFacts
 from blockd.domain.units import GIB, MIB
 from blockd.transfer.object_reader import ObjectReader
-from blockd.transfer.s3 import ObjectStore, Place
+from blockd.transfer.s3 import ObjectStore
 
 CONTENT = random.Random(1).randbytes(64 * MIB)
 
@@ -28,12 +28,6 @@ class CountingStore:
         self.fetches += 1
         into[:] = CONTENT[offset : offset + len(into)]
 
-    async def read_placed(
-        self, bucket: str, key: str, etag: str, offset: int, length: int, place: Place
-    ) -> None:
-        """See `ObjectStore`."""
-        await self.read(bucket, key, etag, offset, await place())
-
 
 def reader(store: CountingStore, ahead_blocks: int) -> ObjectReader:
     image = ImageFacts("bucket", "key", "etag", len(CONTENT), GIB, None)
@@ -45,13 +39,6 @@ def reader(store: CountingStore, ahead_blocks: int) -> ObjectReader:
 async def read(of: ObjectReader, offset: int, length: int) -> None:
     pieces = await of.read(offset, length)
     assert b"".join(bytes(piece) for piece in pieces) == CONTENT[offset : offset + length]
-
-
-def _placed(into: bytearray) -> Place:
-    async def place() -> memoryview:
-        return memoryview(into)
-
-    return place
 
 
 async def test_tables_behind_the_header_come_with_it() -> None:
@@ -69,7 +56,7 @@ async def test_bytes_that_came_with_the_tables_are_not_fetched_again() -> None:
         await one.table(0, 100)
         for offset, length in ((MIB, MIB), (3 * MIB, 4 * MIB), (7 * MIB, MIB)):
             into = bytearray(length)
-            await one.fill(offset, length, _placed(into))
+            await one.fill(offset, memoryview(into))
             assert into == CONTENT[offset : offset + length]
     assert (store.fetches, store.fetched_bytes) == (3, 8 * MIB)
 
