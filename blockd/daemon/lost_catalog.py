@@ -20,7 +20,7 @@ from blockd.catalog.restoring import make_anew, put_aside, restore_copy
 from blockd.config import Config
 from blockd.daemon.groups import Groups, open_groups
 from blockd.domain.effects import SideEffects
-from blockd.domain.errors import StartError, StorageError
+from blockd.domain.errors import StartError, StorageError, StorageOverdue
 from blockd.domain.volume import OpenDisk
 from blockd.storage.catalog_lv import CatalogLv, catalogs_with_copies, disks_by_catalog
 
@@ -107,11 +107,17 @@ async def recover_catalog(
 
 
 async def _spaces_of(config: Config, groups: Groups, catalog_id: str) -> list[OpenDisk]:
-    """The copies of one catalog; what cannot be had is told when classes and copies are opened."""
+    """The copies of one catalog; what cannot be had is told when classes and copies are opened.
+
+    Raises:
+        StartError: LVM takes too long, and goes on: nothing may be begun beside it.
+    """
     spaces = []
     for section in config.classes.values():
         try:
             space = await CatalogLv(catalog_id, groups.lvm(section.vg), groups.mapper).existing()
+        except StorageOverdue as err:
+            raise StartError(f"volume group {section.vg}: {err}") from err
         except StorageError as err:
             log.warning("no copy of the catalog seen", vg=section.vg, reason=str(err))
         else:
