@@ -44,9 +44,9 @@ class Groups:
             await wait_for_survivors(vg_marker(section.vg), self._config.lvm.command_timeout)
         await self.limit_lvm()
 
-    async def limit_lvm(self) -> None:
+    async def limit_lvm(self, beside: LvmCommands | None = None) -> None:
         """See `_limit_lvm`."""
-        await _limit_lvm(self._config, self.udev)
+        await _limit_lvm(self._config, self.udev, beside)
 
     def lvm(self, vg: str) -> LvmCommands:
         """LVM on one of them, before there is a queue for it."""
@@ -73,15 +73,15 @@ async def open_groups(config: Config, effects: SideEffects) -> AsyncIterator[Gro
         yield Groups(config, stack.enter_context(open_device_mapper(effects)), effects)
 
 
-async def _limit_lvm(config: Config, udev: bool) -> None:
+async def _limit_lvm(config: Config, udev: bool, beside: LvmCommands | None) -> None:
     """Our `lvm.conf`, in which LVM opens the disks of our volume groups and nothing else.
 
     Without `[lvm] devices` LVM is asked which these are, with all devices allowed but fronts and
-    LVs; that is done at start, and again when a disk seems to be missing.
+    LVs; that is done at start, and again when `beside` seems to miss a disk, in whose turn we are.
     """
     devices, vgs = list(config.lvm.devices), {section.vg for section in config.classes.values()}
     if not devices:
-        with lvm_over(config, min(vgs), candidate_devices(), udev) as lvm:
+        with lvm_over(config, min(vgs), candidate_devices(), udev, beside) as lvm:
             devices = [volume.device for volume in await lvm.pvs() if volume.vg in vgs]
     if not devices:
         raise StartError(
@@ -104,22 +104,34 @@ def _write_lvm_config(config: Config, folder: Path, devices: Sequence[str], udev
 
 
 @contextmanager
-def lvm_over(config: Config, vg: str, devices: Sequence[str], udev: bool) -> Iterator[LvmCommands]:
+def lvm_over(
+    config: Config,
+    vg: str,
+    devices: Sequence[str],
+    udev: bool,
+    beside: LvmCommands | None = None,
+) -> Iterator[LvmCommands]:
     """LVM over other devices than the daemon's, in a configuration of its own.
 
     Raises StartError when LVM is not installed.
+
+    Args:
+        beside: in whose turn this is, if in one: nothing is begun in it beside what we leave.
     """
-    beside = config.lvm.system_dir.parent
-    beside.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="lvm-", dir=beside))
-    lvm = LvmCommands(
-        vg,
-        folder,
-        VgQueue(lambda _: None),
-        SideEffects(),
-        udev=udev,
-        timeout_s=config.lvm.command_timeout,
-    )
+    parent = config.lvm.system_dir.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="lvm-", dir=parent))
+    if beside is not None:
+        lvm = beside.elsewhere(folder)
+    else:
+        lvm = LvmCommands(
+            vg,
+            folder,
+            VgQueue(lambda _: None),
+            SideEffects(),
+            udev=udev,
+            timeout_s=config.lvm.command_timeout,
+        )
     try:
         _write_lvm_config(config, folder, devices, udev)
         yield lvm

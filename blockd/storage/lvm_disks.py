@@ -68,7 +68,8 @@ class Surroundings:
     Attributes:
         watchdog: resumes fronts; see `Fronts`.
         waited: is told how long each turn was waited for.
-        find_disks: writes our LVM configuration anew, when disks were added behind our back.
+        find_disks: writes our LVM configuration anew, when disks were added behind our back; is
+            called within a turn of the LVM that it is given.
     """
 
     catalog_id: str
@@ -76,7 +77,7 @@ class Surroundings:
     watchdog: Companion
     effects: SideEffects
     waited: Callable[[float], None]
-    find_disks: Callable[[], Awaitable[None]]
+    find_disks: Callable[[LvmCommands], Awaitable[None]]
 
 
 @contextmanager
@@ -92,7 +93,7 @@ def wired(
         around.effects,
         udev=settings.udev,
         timeout_s=settings.command_timeout_s,
-        find_disks=around.find_disks,
+        find_disks=lambda: around.find_disks(lvm),
     )
     fronts = Fronts(
         around.mapper,

@@ -11,9 +11,10 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import HostExhausted, StartError, StorageError, StorageOverdue
@@ -93,6 +94,13 @@ class LvmRunner:
         self._system_dir = system_dir
         #: Is asked to get a thin device out of LVM's way; whether it did (`thin_collision.py`).
         self.clear_way: Callable[[int], Awaitable[bool]] | None = None
+
+    def elsewhere(self, system_dir: Path) -> Self:
+        """The same with another configuration; what either leaves behind is in the way of both."""
+        other = copy(self)
+        other._system_dir, other._find_disks = system_dir, None
+        other._env = {**self._env, "LVM_SYSTEM_DIR": str(system_dir)}
+        return other
 
     async def remedy(self, err: LvmFailed) -> bool:
         """Do away with what made a command fail, if it is of a kind that we know.

@@ -31,7 +31,7 @@ VG, POOL, THICK_VG = "contract", "pool", "contractthick"
 SYSTEM_DIR, THICK_DIR = Path("/run/blockd-contract/lvm"), Path("/run/blockd-contract/lvm-thick")
 
 
-async def _no_search() -> None:
+async def _no_search(_: LvmCommands) -> None:
     """The disk stays what it is."""
 
 

@@ -12,6 +12,8 @@ from typing import cast
 
 import pytest
 
+from blockd.config import LvmSection
+from blockd.daemon.groups import Groups
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import HostExhausted, StorageError, StorageOverdue
 from blockd.storage import lvm_lock, lvm_runner
@@ -20,6 +22,7 @@ from blockd.storage.held_root import HeldRoot
 from blockd.storage.lvm_commands import LvmCommands, LvmFailed
 from blockd.storage.lvm_lock import lock_holders, program_of
 from blockd.storage.vg_queue import VgQueue
+from tests.support.service import file_config
 
 VGS = Path(__file__).parents[1] / "data" / "vgs-2.03.16.json"
 
@@ -138,6 +141,31 @@ async def test_nothing_is_begun_while_a_command_that_was_left_still_runs(
             await asyncio.sleep(0.01)
     await lvm.vg_facts()
     assert calls(tmp_path) == 2
+
+
+async def test_nothing_is_begun_while_a_search_for_disks_that_was_left_still_runs(
+    make: Make, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "end")
+    lvm = make("echo PVs are missing >&2; exit 5", "read -r _ < end", f"cat {VGS}", timeout_s=1.0)
+    section = LvmSection(system_dir=tmp_path / "run" / "lvm")
+    groups = Groups(
+        file_config(tmp_path).model_copy(update={"lvm": section}),
+        cast("DeviceMapper", None),
+        SideEffects(),
+    )
+    lvm._find_disks = lambda: groups.limit_lvm(lvm)
+    with pytest.raises(StorageOverdue, match=r"^pvs did not end within 1 s$"):
+        await lvm.refresh("lv")
+    with pytest.raises(StorageOverdue, match=r"^vgs is not begun: lvm pvs \(pid \d+\) still runs$"):
+        await lvm.vg_facts()
+    assert "lvm pvs" in lvm.slow()[0]
+    (tmp_path / "end").write_text("now\n")
+    async with asyncio.timeout(10):
+        while lvm.has_left_any:
+            await asyncio.sleep(0.01)
+    await lvm.vg_facts()
+    assert calls(tmp_path) == 3
 
 
 @pytest.mark.parametrize("first", ["kill -s SEGV $$", "exit 139"])
