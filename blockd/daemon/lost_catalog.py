@@ -138,6 +138,8 @@ async def _look(config: Config, groups: Groups) -> _Seen:
                 space = await CatalogLv(id_, lvm, groups.mapper).existing()
                 if space is not None:
                     seen.spaces.setdefault(id_, []).append(space)
+        except StorageOverdue as err:
+            raise StartError(f"volume group {section.vg}: {err}") from err
         except StorageError as err:
             raise StartError(
                 f"volume group {section.vg}: {err}; `blockd make-pool` makes the volume group"

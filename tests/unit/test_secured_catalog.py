@@ -11,11 +11,14 @@ from blockd.catalog import open_catalog
 from blockd.daemon import lost_catalog
 from blockd.daemon.groups import Groups
 from blockd.domain.errors import StartError, StorageError, StorageOverdue
+from blockd.storage.lvm_report import LogicalVolume
 from tests.support.service import file_config
+
+OVERDUE = StorageOverdue("lvs did not end within 4 s")
 
 
 class QuietGroups:
-    """Nothing is suspended, and no LVM of an earlier daemon runs."""
+    """LVM is late. Nothing is suspended, and no LVM of an earlier daemon runs."""
 
     mapper = None
 
@@ -25,8 +28,11 @@ class QuietGroups:
     async def calm(self) -> None:
         pass
 
-    def lvm(self, vg: str) -> None:
-        pass
+    def lvm(self, vg: str) -> QuietGroups:
+        return self
+
+    async def lvs(self) -> list[LogicalVolume]:
+        raise OVERDUE
 
 
 async def start(root: Path, monkeypatch: pytest.MonkeyPatch, error: StorageError) -> None:
@@ -55,6 +61,11 @@ async def test_copy_that_lvm_refuses_keeps_no_start(
 async def test_start_ends_beside_an_lvm_that_still_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overdue = StorageOverdue("lvchange did not end within 4 s")
-    with pytest.raises(StartError, match=r"^volume group files: lvchange did not end within 4 s$"):
-        await start(tmp_path, monkeypatch, overdue)
+    with pytest.raises(StartError, match=r"^volume group files: lvs did not end within 4 s$"):
+        await start(tmp_path, monkeypatch, OVERDUE)
+
+
+async def test_late_lvm_is_not_taken_for_a_volume_group_that_is_not_there(tmp_path: Path) -> None:
+    groups = cast("Groups", QuietGroups())
+    with pytest.raises(StartError, match=r"^volume group files: lvs did not end within 4 s$"):
+        await lost_catalog.secure_catalog(file_config(tmp_path), groups)
