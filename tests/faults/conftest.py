@@ -36,19 +36,17 @@ def thick_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """The same with a thick class."""
     if not THICK_DISK.is_block_device():
         pytest.skip(f"no {THICK_DISK}: run inside scripts/lab with three disks")
-    with object_store(tmp_path_factory.mktemp("store")) as server:
-        place = Place.fresh(
-            tmp_path_factory.mktemp("thick"),
-            trash_keep="0s",
-            max_suspend="3s",
-            command_timeout="4s",
-            kind="thick",
-            disk=THICK_DISK,
-            snapshot_size_least="32MiB",
-            object_storage=server,
-        )
-        yield place
-        place.remove_vg()
+    place = Place.fresh(
+        tmp_path_factory.mktemp("thick"),
+        trash_keep="0s",
+        max_suspend="3s",
+        command_timeout="4s",
+        kind="thick",
+        disk=THICK_DISK,
+        snapshot_size_least="32MiB",
+    )
+    yield place
+    place.remove_vg()
 
 
 @pytest.fixture

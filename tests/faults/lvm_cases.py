@@ -36,9 +36,6 @@ _OPERATIONS = {
     r"test_start_without_a_catalog_.*\[(.*)\]": r"start without a catalog, \1",
     r"test_start_with_an_old_catalog_": r"start with an old catalog, thin",
     r"test_recover_catalog_": r"recover-catalog",
-    r"test_pool_with_a_held_root_": r"start of a pool with a held root",
-    r"test_lv_that_others_rename_": r"look at an LV that others rename",
-    r"test_snapshot_over_a_wedge_": r"snapshot in a wedged pool",
 }
 
 

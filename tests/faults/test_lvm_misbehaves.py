@@ -49,7 +49,7 @@ THIN_VERBS = (
     "import",
 )
 #: The volume's erasure runs none: its snapshot needs its disk, which goes with the last of them.
-THICK_VERBS = (*THIN_VERBS[:7], "export", "import", "erase snapshot", "erase last snapshot")
+THICK_VERBS = (*THIN_VERBS[:7], "erase snapshot", "erase last snapshot")
 
 
 class EraseLastSnapshot(EraseSnapshot):
