@@ -196,10 +196,7 @@ class Transaction(MetaRows):
         known = self.attachments.by_resource() if attachments is None else attachments
         rows = self._sql.execute(f"{_SNAPSHOT_SELECT} {rest}", args)
         return (
-            replace(
-                _snapshot(row, holders.get(row[0]), row[8] in attached),
-                attachments=known.get(row[0], ()),
-            )
+            _snapshot(row, holders.get(row[0]), row[8] in attached, known.get(row[0], ()))
             for row in rows
         )
 
@@ -401,15 +398,22 @@ def _snapshot_row(snapshot: Snapshot) -> list[object]:
     ]
 
 
-def _snapshot(row: Sequence[Any], held_by: JobKind | None, is_attached: bool) -> Snapshot:
+def _snapshot(
+    row: Sequence[Any],
+    held_by: JobKind | None,
+    parent_is_attached: bool,
+    attachments: tuple[Attachment, ...],
+) -> Snapshot:
     values, parent_row = list(row[:18]), row[18:]
     parent = None
     if parent_row[0] is not None:
         parent_id, name, perf_iops, status = parent_row
-        parent = ParentVolume(parent_id, name, perf_iops or None, Status(status), is_attached)
+        parent = ParentVolume(
+            parent_id, name, perf_iops or None, Status(status), parent_is_attached
+        )
     values[5:9] = Status(row[5]), bool(row[6]), _tags(row[7]), row[8], parent
     values[17] = None if row[16] is None else Consistency(row[16])
-    values.append(held_by)
+    values += [held_by, None, None, attachments]  # its group is asked for apart
     return Snapshot(*values)
 
 
