@@ -97,7 +97,9 @@ class ImageImport:
     ) -> str:
         if extents is not None:
             object_bytes = self._image.object_bytes
-            await copy_extents(extents, object_bytes, reader.fill, sink, at_once=self._at_once)
+            # One more while answers are waited for; near, it would but be in the server's way.
+            at_once = self._at_once + reader.is_far
+            await copy_extents(extents, object_bytes, reader.fill, sink, at_once=at_once)
             return await sink.finish()
         async with served(reader) as reads, served(sink) as writes:
             # L2 tables in as large pieces as there are: each is a question over a socket.

@@ -53,10 +53,9 @@ class MultipartUpload:
             ):
                 progress.skip(len(data))
                 return f'"{there.etag}"'
-            async with at_once:
-                etag = await self._store.upload_part(
-                    order.bucket, order.key, self._id, number, data
-                )
+            etag = await self._store.upload_part(
+                order.bucket, order.key, self._id, number, data, at_once
+            )
             progress.add(len(data))
             return etag
 

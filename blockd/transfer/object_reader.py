@@ -10,6 +10,7 @@ upwards are fetched before they are asked for: so a request's delay is paid once
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -29,12 +30,18 @@ _ALONE_BYTES = 64 * 1024
 _MOST_ALONE_BYTES = 256 * 1024
 #: A read that begins so close behind the one before goes on with it.
 _GAP_BYTES = 64 * 1024
+#: A block comes in 10 ms from a server in the same building.
+_FAR_S = 0.03
 #: No honest image is read more often than this; a hostile one could be, for ever.
 _MOST_TIMES, _MORE_BYTES = 16, 1024**3
 
 
 class ObjectReader(ReadOnlyExport):
-    """An NBD export (`nbd.Export`) of an object, pinned to one ETag."""
+    """An NBD export (`nbd.Export`) of an object, pinned to one ETag.
+
+    Attributes:
+        is_far: the first block took long to come, so answers are worth waiting for in parallel.
+    """
 
     def __init__(
         self,
@@ -48,6 +55,7 @@ class ObjectReader(ReadOnlyExport):
         self.size_bytes = image.object_bytes
         self._store, self._image, self._on_bytes = store, image, on_bytes
         self._ahead_blocks = ahead_blocks
+        self.is_far = False
         # Those ahead must not push out the one that is being read.
         self._kept_blocks = max(_LEAST_KEPT_BLOCKS, ahead_blocks + 5)
         self._may_fetch_bytes = _MOST_TIMES * image.object_bytes + _MORE_BYTES
@@ -141,8 +149,11 @@ class ObjectReader(ReadOnlyExport):
         return task
 
     async def _fetch(self, number: int) -> bytearray:
-        offset = number * _BLOCK_BYTES
-        return await self._get(offset, min(_BLOCK_BYTES, self.size_bytes - offset))
+        offset, began = number * _BLOCK_BYTES, time.monotonic()
+        found = await self._get(offset, min(_BLOCK_BYTES, self.size_bytes - offset))
+        if number == 0:
+            self.is_far = time.monotonic() - began > _FAR_S
+        return found
 
     async def _alone(self, offset: int, length: int) -> memoryview:
         begin = offset // _ALONE_BYTES * _ALONE_BYTES

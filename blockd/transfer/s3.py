@@ -147,13 +147,22 @@ class ObjectStore:
         return upload_id
 
     async def upload_part(
-        self, bucket: str, key: str, upload_id: str, number: int, data: Buffer
+        self,
+        bucket: str,
+        key: str,
+        upload_id: str,
+        number: int,
+        data: Buffer,
+        at_once: asyncio.Semaphore,
     ) -> str:
         """The part's ETag, which is compared with the MD5 of the bytes where it is one.
 
         So it is known that the server has what we have, also of those that do not look at the
         signed SHA-256 (rclone does not). Where the server encrypts with keys of its own the ETag
         is something else, and is believed. Source: S3 API reference, common response headers.
+
+        Args:
+            at_once: has to have room while it is sent; its sums are made before.
 
         Raises:
             UploadGone: there is no such upload (any more).
@@ -181,8 +190,10 @@ class ObjectStore:
                     raise Transient("the server has stored a part that is not what was sent")
                 return etag
 
-        with self._effects.around("s3 upload-part"):
-            return await self._patience.over(send, f"sending part {number} of s3://{bucket}/{key}")
+        async with at_once:
+            with self._effects.around("s3 upload-part"):
+                what = f"sending part {number} of s3://{bucket}/{key}"
+                return await self._patience.over(send, what)
 
     async def list_parts(self, bucket: str, key: str, upload_id: str) -> list[Part]:
         """Those that the server has, by number.

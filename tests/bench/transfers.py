@@ -86,7 +86,7 @@ class Bench:
                     with path.open("rb") as file:
                         data = os.pread(file.fileno(), PART, begin)
                 etags[number] = await self.store.upload_part(
-                    BUCKET, key, upload_id, number + 1, data
+                    BUCKET, key, upload_id, number + 1, data, asyncio.Semaphore()
                 )
 
         await asyncio.gather(*(one(number) for number in range(-(-size // PART))))
