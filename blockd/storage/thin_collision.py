@@ -125,8 +125,10 @@ class ThinCollision:
             failures = self._lvm.failures
             text, transaction_id = await self._look()
             if text.has_heard(transaction_id):
+                # It stays there until something is removed: this may name LVs that are gone.
                 self._maybe_left |= {lv.device_id for lv in text.lvs if lv.name in lvs}
-            self._checked_at = failures
+            else:
+                self._checked_at = failures
         try:
             await self._lvm.remove(lvs, self._tag)
         finally:

@@ -99,7 +99,8 @@ class Replay:
         for name in snapshots[:1]:
             carry_out(api, Op("delete snapshot", name), place.storage_class)
             settle(api, keeps_trash=False)
-            assert thin_kernel.thin_ids() == set(thin_kernel.lvm_ids(place).values())
+            known = thin_kernel.lvm_ids(place)
+            assert thin_kernel.thin_ids() == set(known.values()), (name, known)
 
     def _probe(self, api: Api, place: Place, *, with_snapshot: bool) -> None:
         """Storage takes something new, and lets go of it.
