@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple
 from typing import Final
 
 import structlog
@@ -28,8 +28,9 @@ from blockd.domain.errors import (
     StorageError,
 )
 from blockd.domain.guest import AttachmentStatus, Guest, GuestKey
-from blockd.domain.snapshot import Consistency, Quiesce
+from blockd.domain.snapshot import Quiesce
 from blockd.service.guest_ports import Hypervisors, ThawWatchdog
+from blockd.service.quiet import Quiet
 
 log = structlog.get_logger()
 
@@ -37,43 +38,6 @@ _FIRST_RETRY_S: Final = 1.0
 _LAST_RETRY_S: Final = 30.0
 #: A guest of a connection that is not configured any more is tried for so long.
 _GIVE_UP_S: Final = 3600.0
-
-
-@dataclass(slots=True)
-class Quiet:
-    """How quiet it was; known when the block of `Freezes.quiet` has ended.
-
-    Attributes:
-        frozen_ms: from the first freeze to the last thaw; None: nothing was frozen.
-        reason: why a guest was not frozen, or not for all of the block; None: each was.
-        volume_ids: those of the volumes asked for that one of the guests to be frozen has.
-    """
-
-    frozen_ms: int | None = None
-    reason: str | None = None
-    volume_ids: frozenset[str] = frozenset()
-    _is_whole: bool = field(default=False, repr=False)
-
-    def of(self, volume_id: str | None) -> tuple[Consistency, int | None]:
-        """What a volume's bytes taken within the block are fit for, and its `frozen_ms`.
-
-        One that none of the guests has was not quiet, whatever the others were.
-        """
-        if volume_id not in self.volume_ids:
-            return Consistency.CRASH, None
-        consistency = Consistency.FILESYSTEM if self._is_whole else Consistency.CRASH
-        return consistency, self.frozen_ms
-
-    def spoil(self, reason: str) -> None:
-        """It was not quiet for all of it."""
-        self.reason, self._is_whole = reason, False
-
-    def settle(self, frozen_ms: int, max_ms: float) -> None:
-        """It has ended; longer than the deadline, the watchdog may have thawed the guest before."""
-        self.frozen_ms = frozen_ms
-        if frozen_ms >= max_ms:
-            self.reason = f"it was to be frozen for {frozen_ms} ms, longer than max_freeze"
-        self._is_whole = self.reason is None
 
 
 class Freezes:

@@ -21,7 +21,8 @@ from blockd.domain.states import CREATING, Event, move
 from blockd.domain.units import now_timestamp
 from blockd.service.classes import StorageClasses
 from blockd.service.erasures import add_erase, release
-from blockd.service.freezes import Freezes, Quiet
+from blockd.service.freezes import Freezes
+from blockd.service.quiet import Quiet
 
 #: Each costs the volumes a suspension.
 _MOST_ATTEMPTS = 4
