@@ -77,8 +77,10 @@ class ShownSnapshots:
                 retry_s = min(retry_s * 2, _LAST_RETRY_S)
             self._more.clear()
             for resource_id in sorted(self._left):
-                if await self._is_settled(resource_id):
-                    self._left.discard(resource_id)
+                # First: the rows may change, and this be asked for anew, while it looks.
+                self._left.discard(resource_id)
+                if not await self._is_settled(resource_id):
+                    self._left.add(resource_id)
 
     async def _is_settled(self, resource_id: str) -> bool:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -26,7 +27,7 @@ from blockd.domain.snapshot import Consistency, NewSnapshot, Quiesce, Snapshot
 from blockd.domain.states import Status
 from blockd.domain.units import now_timestamp
 from blockd.domain.volume import Volume
-from blockd.service.shown_snapshots import front_of_snapshot
+from blockd.service.shown_snapshots import ShownSnapshots, front_of_snapshot
 from tests.support import stamps
 from tests.support.guests import Gate, a_volume, until, with_guests
 from tests.support.libvirt_daemon import LibvirtDaemon, libvirt_daemon
@@ -362,3 +363,21 @@ async def test_doctor_finds_and_mends_devices_of_snapshots(
     assert await findings(run) == [f"front-missing:sbs/{snapshot.id}"]
     await run.service.doctor.fix([f"front-missing:sbs/{snapshot.id}"])
     stamps.expect(run.driver.device(front_of_snapshot(snapshot)).path, 1)
+
+
+async def test_settling_asked_for_while_one_is_under_way_comes_once_more(
+    run: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    async def look(self: ShownSnapshots, resource_id: str) -> bool:
+        seen.append(resource_id)
+        if len(seen) == 1:
+            self.settle_soon(resource_id)  # rows have changed since they were read
+        return True
+
+    monkeypatch.setattr(ShownSnapshots, "_is_settled", look)
+    run.service.attachments._shown.settle_soon("one")
+    async with asyncio.timeout(20):
+        while len(seen) < 2:
+            await asyncio.sleep(0.01)
