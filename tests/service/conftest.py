@@ -1,4 +1,4 @@
-"""An object store for all tests of a module, and a fresh proxy before it for each test."""
+"""What more than one room needs: an object store, a proxy before it, and a libvirtd."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from tests.support.faulty_store import FaultyStore
+from tests.support.libvirt_daemon import LibvirtDaemon, libvirt_daemon
 from tests.support.object_store import BUCKET, Server, object_store
 
 
@@ -24,3 +25,9 @@ async def store(server: Server) -> AsyncIterator[FaultyStore]:
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     async with FaultyStore(server).serve() as proxy:
         yield proxy
+
+
+@pytest.fixture
+def libvirtd() -> Iterator[LibvirtDaemon]:
+    with libvirt_daemon() as daemon:
+        yield daemon

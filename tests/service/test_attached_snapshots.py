@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -30,16 +30,10 @@ from blockd.domain.volume import Volume
 from blockd.service.shown_snapshots import ShownSnapshots, front_of_snapshot
 from tests.support import stamps
 from tests.support.guests import Gate, a_volume, until, with_guests
-from tests.support.libvirt_daemon import LibvirtDaemon, libvirt_daemon
+from tests.support.libvirt_daemon import LibvirtDaemon
 from tests.support.service import Running, idle, running
 
 Runs = Callable[[], AbstractAsyncContextManager[Running]]
-
-
-@pytest.fixture
-def libvirtd() -> Iterator[LibvirtDaemon]:
-    with libvirt_daemon() as daemon:
-        yield daemon
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -16,16 +16,10 @@ from blockd.domain.snapshot import NewSnapshot
 from blockd.domain.states import Status
 from blockd.domain.volume import Volume
 from tests.support.guests import a_volume, is_well, until, with_guests
-from tests.support.libvirt_daemon import LibvirtDaemon, libvirt_daemon
+from tests.support.libvirt_daemon import LibvirtDaemon
 from tests.support.service import Running, idle, running
 
 Runs = Callable[[], AbstractAsyncContextManager[Running]]
-
-
-@pytest.fixture
-def libvirtd() -> Iterator[LibvirtDaemon]:
-    with libvirt_daemon() as daemon:
-        yield daemon
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,8 @@ from blockd.domain.states import Status
 from blockd.domain.volume import Volume
 from blockd.host.hypervisor import Hypervisors
 from tests.support.guests import Gate, a_volume, has_users, is_well, until, with_guests
-from tests.support.libvirt_daemon import LibvirtDaemon, libvirt_daemon
+from tests.support.libvirt_daemon import LibvirtDaemon
 from tests.support.service import Running, idle
-
-
-@pytest.fixture
-def libvirtd() -> Iterator[LibvirtDaemon]:
-    with libvirt_daemon() as daemon:
-        yield daemon
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -30,12 +30,6 @@ from blockd.host.thawing import ThawWatchdog
 from tests.support.guests import Gate, a_volume, has_users, is_well, until, with_guests
 from tests.support.libvirt_daemon import LibvirtDaemon, libvirt_daemon
 from tests.support.service import Running, idle
-
-
-@pytest.fixture
-def libvirtd() -> Iterator[LibvirtDaemon]:
-    with libvirt_daemon() as daemon:
-        yield daemon
 
 
 @pytest.fixture
