@@ -101,15 +101,7 @@ class Attachments:
             self._classes.check_there(volume)
             if self._classes.is_open(volume.storage_class, volume_id):
                 raise InUse(volume_id, "attach")
-            attachment = Attachment(
-                id=new_id(),
-                volume_id=volume_id,
-                guest=guest.key,
-                domain_name=guest.name,
-                target=target or "",
-                status=ATTACHING,
-                created_at=now_timestamp(),
-            )
+            attachment = _attaching(volume_id, guest, target)
             tx.attachments.put(attachment)
             return volume, attachment
 
@@ -139,15 +131,7 @@ class Attachments:
                     "resource_still_in_use",
                     f"snapshot {snapshot_id} is attached to {guest.name} already",
                 )
-            attachment = Attachment(
-                id=new_id(),
-                volume_id=snapshot_id,
-                guest=guest.key,
-                domain_name=guest.name,
-                target=target or "",
-                status=ATTACHING,
-                created_at=now_timestamp(),
-            )
+            attachment = _attaching(snapshot_id, guest, target)
             tx.attachments.put(attachment)
             return snapshot, attachment
 
@@ -316,6 +300,19 @@ class Attachments:
             await self._detach(attachment)
         except BlockdError:
             return  # told of by `_detach`
+
+
+def _attaching(resource_id: str, guest: Guest, target: str | None) -> Attachment:
+    """The row of one that begins."""
+    return Attachment(
+        id=new_id(),
+        volume_id=resource_id,
+        guest=guest.key,
+        domain_name=guest.name,
+        target=target or "",
+        status=ATTACHING,
+        created_at=now_timestamp(),
+    )
 
 
 def _disk_of(guest: Guest, volume_id: str) -> GuestDisk | None:
