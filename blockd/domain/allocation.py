@@ -140,15 +140,6 @@ class Allocation:
             left -= ones
         raise IndexError(rank)
 
-    def without_first(self, count: int) -> Allocation:
-        """A copy in which the first `count` allocated clusters are missing."""
-        rest = Allocation(self.size_bytes)
-        if count < self.allocated_clusters:
-            first = self.select(count)
-            rest._bits[first // 8 :] = self._bits[first // 8 :]
-            rest._bits[first // 8] &= _mask(first % 8, 8)
-        return rest
-
     def _clusters_of(self, group: int) -> Iterator[int]:
         return self.clusters(group * GROUP_CLUSTERS, (group + 1) * GROUP_CLUSTERS)
 

@@ -1,14 +1,15 @@
-"""Reads a disk in a thread: what qemu-img left out, what was sent before, what was imported."""
+"""Reads a disk in threads: what is exported, what was sent before, what is imported."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from blockd.domain.allocation import CLUSTER_BYTES, Allocation
 from blockd.domain.errors import StorageError
@@ -17,37 +18,53 @@ from blockd.transfer.digest import ContentDigest
 
 T = TypeVar("T")
 
-_AT_ONCE_CLUSTERS = 64
-_PIECES_AHEAD = 8
+#: Reads under way at once. A disk over a network answers as many in the time of one.
+READS_AT_ONCE: Final = 8
+_AT_ONCE_CLUSTERS: Final = 64
+_PIECES_AHEAD: Final = 8
 
 
 class DiskReader:
-    """One open disk and one thread, so that what is asked of it is done in order."""
+    """One open disk and the threads in which it is read."""
 
-    def __init__(self, descriptor: int, size_bytes: int, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, descriptor: int, size_bytes: int, threads: ThreadPoolExecutor) -> None:
         """`size_bytes`: what lies beyond is no part of the image, and reads as zeros."""
-        self._descriptor, self.size_bytes, self._thread = descriptor, size_bytes, thread
+        self._descriptor, self.size_bytes, self._threads = descriptor, size_bytes, threads
 
     async def do(self, work: Callable[[], T]) -> T:
-        """Run `work` in the thread, after what was given to it before. It ends before we leave."""
-        doing = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        """Run `work` in a thread. It ends before we leave."""
+        (done,) = await self.do_all([work])
+        return done
+
+    async def do_all(self, works: Sequence[Callable[[], T]]) -> list[T]:
+        """Run several at once, each in a thread; what each returned. All end before we leave."""
+        loop = asyncio.get_running_loop()
+        doing = [loop.run_in_executor(self._threads, work) for work in works]
         try:
-            return await asyncio.shield(doing)
-        except asyncio.CancelledError:
-            await asyncio.wait([doing])  # it uses buffers that go away with us
+            return await asyncio.shield(asyncio.gather(*doing))
+        except BaseException:
+            await asyncio.wait(doing)  # they use buffers that go away with us
             raise
 
     def read(self, offset: int, into: memoryview) -> None:
-        """Fill `into`; in the thread. Raises StorageError."""
-        end = min(offset + len(into), self.size_bytes)
-        while offset < end:
+        """Fill `into`; in a thread. Past the page cache both must be whole sectors.
+
+        Raises:
+            StorageError: the disk fails, or ends before its `size_bytes`.
+        """
+        left = into
+        while offset < self.size_bytes and left:
             try:
-                count = os.preadv(self._descriptor, [into[: end - offset]], offset)
+                # Beyond the size, too, as far as the disk goes: sectors are read whole.
+                count = os.preadv(self._descriptor, [left], offset)
             except OSError as err:
                 raise StorageError(f"the disk cannot be read: {err.strerror}") from err
             if count == 0:
                 raise StorageError("the disk is shorter than its volume")
-            offset, into = offset + count, into[count:]
+            offset, left = offset + count, left[count:]
+        beyond = min(len(left) + offset - self.size_bytes, len(into))
+        if beyond > 0:
+            into[-beyond:] = bytes(beyond)
 
     async def digest(self, allocation: Allocation) -> str:
         """The content digest of what is allocated."""
@@ -84,15 +101,29 @@ def _pieces(allocation: Allocation) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def open_disk(disk: OpenDisk, size_bytes: int) -> Iterator[DiskReader]:
-    """A reader of the disk's first `size_bytes` for the length of the block."""
+def open_disk(disk: OpenDisk, size_bytes: int, *, past_cache: bool) -> Iterator[DiskReader]:
+    """A reader of the disk's first `size_bytes` for the length of the block.
+
+    Args:
+        past_cache: do not push out of the page cache what the host needs (O_DIRECT); offsets,
+            lengths and memory must be whole sectors. A file system that cannot is read as usual.
+
+    Raises:
+        StorageError: it cannot be opened.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC
     try:
-        descriptor = os.open(disk.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(disk.path, flags | (os.O_DIRECT if past_cache else 0))
+        except OSError as err:
+            if err.errno != errno.EINVAL or not past_cache:
+                raise
+            descriptor = os.open(disk.path, flags)
     except OSError as err:
         raise StorageError(f"the disk cannot be opened: {err.strerror}") from err
-    thread = ThreadPoolExecutor(1, "disk")
+    threads = ThreadPoolExecutor(READS_AT_ONCE, "disk")
     try:
-        yield DiskReader(descriptor, size_bytes, thread)
+        yield DiskReader(descriptor, size_bytes, threads)
     finally:
-        thread.shutdown(wait=True)
+        threads.shutdown(wait=True)
         os.close(descriptor)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
 
 import structlog
@@ -25,7 +23,7 @@ from blockd.transfer.laid_out_sink import OPEN_BUFFERS, LaidOutSink, scratch_fil
 from blockd.transfer.multipart import JOB, MultipartUpload
 from blockd.transfer.nbd import Buffer, ReadOnlyExport
 from blockd.transfer.parts import part_bytes_for
-from blockd.transfer.planned_sink import PlannedSink, add_clusters
+from blockd.transfer.planned_export import PlannedImage
 from blockd.transfer.qcow2_header import HEAD_BYTES, check_header
 from blockd.transfer.qcow2_plan import Skeleton, SourceView, TargetPlan
 from blockd.transfer.qemu_img import Nbd, QemuImg, Raw, View, cpu_s
@@ -116,12 +114,9 @@ class Images:
         progress: Progress,
     ) -> Exported:
         try:
-            with open_disk(source, order.size_bytes) as disk:
-                if allocation is not None and order.compression is Compression.NONE:
-                    return await self._export_planned(
-                        order, source, disk, allocation, notes, progress
-                    )
-                return await self._export_laid_out(order, source, disk, allocation, notes, progress)
+            if allocation is not None and order.compression is Compression.NONE:
+                return await self._export_planned(order, source, allocation, notes, progress)
+            return await self._export_laid_out(order, source, allocation, notes, progress)
         except StoreUnavailable:
             # Some servers have but a 500 for a bucket that was deleted meanwhile.
             with suppress(StoreUnavailable, TimeoutError):
@@ -133,43 +128,35 @@ class Images:
         self,
         order: ExportOrder,
         source: OpenDisk,
-        disk: DiskReader,
         allocation: Allocation,
         notes: ExportNotes,
         progress: Progress,
     ) -> Exported:
-        plan = TargetPlan(allocation)
+        plan, digest = TargetPlan(allocation), ContentDigest()
         object_bytes = progress.total_bytes = plan.object_bytes + TRAILER_BYTES
         upload = await self._upload(order, object_bytes, notes, may_resume=True)
-        digest = ContentDigest()
         parallel = self._settings.parallel
-        async with upload.writer(parallel + 1, progress, parallel=parallel, clears=False) as parts:
-            etags = await self._sent_before(upload, plan, disk, digest)
-            parts.etags.update(enumerate(etags, 1))
-            sent_bytes = len(etags) * upload.part_bytes
-            progress.skip(sent_bytes)
-            done = max(sent_bytes - plan.data_start_bytes, 0) // CLUSTER_BYTES
-            left = allocation.without_first(done) if done else allocation
-            async with PlannedSink(plan, parts, disk, digest, sent_bytes) as sink:
-                if left.allocated_clusters:
-                    view = _ViewExport(SourceView(left))
-                    async with served(view) as reads, served(sink) as writes:
-                        await self._qemu_img.convert(
-                            View(reads),
-                            Nbd(writes, "qcow2"),
-                            disk=source,
-                            cpu_s=cpu_s(left.allocated_bytes),
-                        )
-                content_digest = await sink.finish()
-                await sink.close(_trailer(order, content_digest, object_bytes))
-            await upload.complete(parts.etags, object_bytes, content_digest, notes)
+        with open_disk(source, order.size_bytes, past_cache=True) as disk:
+            image = PlannedImage(plan, disk, upload.part_bytes)
+            async with upload.writer(
+                parallel + 1, progress, parallel=parallel, clears=False
+            ) as parts:
+                etags = await image.sent_before(upload.has, digest)
+                parts.etags.update(enumerate(etags, 1))
+                progress.skip(len(etags) * upload.part_bytes)
+                content_digest = await image.send(
+                    parts,
+                    digest,
+                    lambda content_digest: _trailer(order, content_digest, object_bytes),
+                    first=len(etags),
+                )
+                await upload.complete(parts.etags, object_bytes, content_digest, notes)
         return Exported(content_digest, object_bytes)
 
     async def _export_laid_out(
         self,
         order: ExportOrder,
         source: OpenDisk,
-        disk: DiskReader,
         allocation: Allocation | None,
         notes: ExportNotes,
         progress: Progress,
@@ -183,34 +170,50 @@ class Images:
         need_bytes = scratch_parts(skeleton, upload.part_bytes) * upload.part_bytes
         parallel = self._settings.parallel
         buffers = max(parallel + 2, OPEN_BUFFERS + 1)
-        with scratch_file(
-            self._settings.scratch, need_bytes, self._settings.max_scratch_bytes
-        ) as scratch:
-            async with upload.writer(buffers, progress, parallel=parallel, clears=True) as parts:
-                sink = LaidOutSink(skeleton, parts, scratch, most_bytes)
-                await sink.prepare()
-                async with AsyncExitStack() as stack:
-                    writes = await stack.enter_async_context(served(sink))
-                    node: View | Raw = Raw(order.size_bytes)
-                    if allocation is not None:
-                        view = _ViewExport(SourceView(allocation))
-                        node = View(await stack.enter_async_context(served(view)))
-                    digesting = asyncio.create_task(disk.digest(listed), name="content digest")
-                    stack.push_async_callback(ended, digesting)
-                    await self._qemu_img.convert(
-                        node,
-                        Nbd(writes, "qcow2"),
-                        disk=source,
-                        compress=order.compression is not Compression.NONE,
-                        cpu_s=cpu_s(listed.allocated_bytes) * 10,
-                    )
-                    content_digest = await digesting
-                object_bytes = sink.image_bytes + TRAILER_BYTES
-                progress.total_bytes = object_bytes
-                await sink.close(_trailer(order, content_digest, object_bytes))
-                await upload.complete(parts.etags, object_bytes, content_digest, notes)
+        async with AsyncExitStack() as stack:
+            disk = stack.enter_context(open_disk(source, order.size_bytes, past_cache=False))
+            scratch = stack.enter_context(
+                scratch_file(self._settings.scratch, need_bytes, self._settings.max_scratch_bytes)
+            )
+            parts = await stack.enter_async_context(
+                upload.writer(buffers, progress, parallel=parallel, clears=True)
+            )
+            sink = LaidOutSink(skeleton, parts, scratch, most_bytes)
+            await sink.prepare()
+            content_digest = await self._lay_out(order, source, disk, allocation, sink)
+            object_bytes = sink.image_bytes + TRAILER_BYTES
+            progress.total_bytes = object_bytes
+            await sink.close(_trailer(order, content_digest, object_bytes))
+            await upload.complete(parts.etags, object_bytes, content_digest, notes)
         log.info("held on scratch", bytes=need_bytes, share=need_bytes / object_bytes)
         return Exported(content_digest, object_bytes)
+
+    async def _lay_out(
+        self,
+        order: ExportOrder,
+        source: OpenDisk,
+        disk: DiskReader,
+        allocation: Allocation | None,
+        sink: LaidOutSink,
+    ) -> str:
+        """Let qemu-img write the image into the sink; the content digest, made beside it."""
+        listed = allocation if allocation is not None else Allocation.full(order.size_bytes)
+        async with AsyncExitStack() as stack:
+            writes = await stack.enter_async_context(served(sink))
+            node: View | Raw = Raw(order.size_bytes)
+            if allocation is not None:
+                view = _ViewExport(SourceView(allocation))
+                node = View(await stack.enter_async_context(served(view)))
+            digesting = asyncio.create_task(disk.digest(listed), name="content digest")
+            stack.push_async_callback(ended, digesting)
+            await self._qemu_img.convert(
+                node,
+                Nbd(writes, "qcow2"),
+                disk=source,
+                compress=order.compression is not Compression.NONE,
+                cpu_s=cpu_s(listed.allocated_bytes) * 10,
+            )
+            return await digesting
 
     async def _upload(
         self, order: ExportOrder, most_bytes: int, notes: ExportNotes, *, may_resume: bool
@@ -237,31 +240,6 @@ class Images:
         await notes.uploading(upload_id, part_bytes)
         return MultipartUpload(self._store, order, upload_id, part_bytes, [])
 
-    async def _sent_before(
-        self, upload: MultipartUpload, plan: TargetPlan, disk: DiskReader, digest: ContentDigest
-    ) -> list[str]:
-        """ETags of the parts from 1 on that the server has and that are what they shall be.
-
-        Each is made again from the disk and compared by its MD5, which is its ETag; where it is
-        not (a server that encrypts with keys of its own), all is sent again.
-        """
-        etags: list[str] = []
-        buffer = memoryview(bytearray(upload.part_bytes)) if upload.has else memoryview(b"")
-        for number, part in enumerate(upload.has):
-            begin = number * upload.part_bytes
-            is_whole = part.number == number + 1 and part.size_bytes == upload.part_bytes
-            if not is_whole or begin + upload.part_bytes > plan.object_bytes:
-                break
-            work = partial(_make_part, plan, disk, begin, buffer, digest.copy())
-            md5, after = await disk.do(work)
-            if md5 != part.etag:
-                break
-            digest.become(after)
-            etags.append(f'"{part.etag}"')
-        if upload.has:
-            log.info("parts sent before", right=len(etags), there=len(upload.has))
-        return etags
-
     # import
 
     async def restore(self, image: ImageFacts, target: OpenDisk, progress: Progress) -> str:
@@ -285,25 +263,6 @@ class _ViewExport(ReadOnlyExport):
         if length <= CLUSTER_BYTES:  # one table: made in less time than a thread is woken in
             return [self._view.read(offset, length)]
         return [await asyncio.to_thread(self._view.read, offset, length)]
-
-
-def _make_part(
-    plan: TargetPlan, disk: DiskReader, begin: int, into: memoryview, digest: ContentDigest
-) -> tuple[str, ContentDigest]:
-    """Make a part as it was planned; its MD5, and the digest with its clusters. In a thread."""
-    end = begin + len(into)
-    data_at = min(max(plan.data_start_bytes, begin), end)
-    if data_at > begin:
-        into[: data_at - begin] = plan.tables(begin, data_at - begin)
-    clusters = plan.clusters(data_at, end)
-    for number, cluster in enumerate(clusters):
-        at = data_at - begin + number * CLUSTER_BYTES
-        piece = into[at : at + CLUSTER_BYTES]
-        if (cluster + 1) * CLUSTER_BYTES > disk.size_bytes:
-            piece[:] = bytes(CLUSTER_BYTES)
-        disk.read(cluster * CLUSTER_BYTES, piece)
-    add_clusters(digest, clusters, into[data_at - begin :])
-    return hashlib.md5(into, usedforsecurity=False).hexdigest(), digest
 
 
 def _trailer(order: ExportOrder, content_digest: str, object_bytes: int) -> bytes:

@@ -19,10 +19,10 @@ LEAST_PART_BYTES = 5 * 1024**2
 def part_bytes_for(object_bytes: int, part_bytes: int, max_parts: int) -> int:
     """The size of parts in which an object of `object_bytes` has at most `max_parts`.
 
-    `part_bytes` unless that gives too many; then the next whole MiB.
+    `part_bytes` unless that gives too many; whole MiB, and so whole clusters of an image.
     """
-    needed = -(-object_bytes // max_parts)
-    return part_bytes if needed <= part_bytes else -(-needed // 1024**2) * 1024**2
+    needed = max(part_bytes, -(-object_bytes // max_parts))
+    return -(-needed // 1024**2) * 1024**2
 
 
 class PartsWriter:
@@ -85,6 +85,8 @@ class PartsWriter:
             return self._spare.pop()
         # Private: what is advised away of a shared mapping comes back as it was, not as zeros.
         fresh = mmap.mmap(-1, self.part_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # a kernel without huge pages
+            fresh.madvise(mmap.MADV_HUGEPAGE)
         self._all.append(fresh)
         return fresh
 
@@ -93,25 +95,26 @@ class PartsWriter:
         number: int,
         buffer: mmap.mmap,
         length: int,
-        after: Awaitable[object] | None = None,
+        reading: Awaitable[object] | None = None,
     ) -> None:
         """Send the first `length` bytes of a buffer, which is given back with this.
 
         Args:
-            after: must have ended well before they are what they shall be.
+            reading: reads them, too, and must end, and well, before the buffer is filled again.
         """
-        task = asyncio.create_task(self._one(number, buffer, length, after), name=f"part {number}")
+        sending = self._one(number, buffer, length, reading)
+        task = asyncio.create_task(sending, name=f"part {number}")
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
     async def _one(
-        self, number: int, buffer: mmap.mmap, length: int, after: Awaitable[object] | None
+        self, number: int, buffer: mmap.mmap, length: int, reading: Awaitable[object] | None
     ) -> None:
         try:
-            if after is not None:
-                await after
             with memoryview(buffer) as whole, whole[:length] as part:
                 self.etags[number] = await self._send(number, part)
+            if reading is not None:
+                await reading
             if self._clears:
                 buffer.madvise(mmap.MADV_DONTNEED)  # it is all zeros again, and takes no memory
             self._spare.append(buffer)

@@ -1,7 +1,7 @@
 """The images that blockd lays out itself, from the list of what is allocated.
 
-With both ends planned, `qemu-img convert -n --target-is-zero` only moves data: it reads the source
-view, writes the target's data clusters in ascending order, none twice, and touches no table.
+`TargetPlan` is an image in which all has its place; with `SourceView` and `Skeleton` qemu-img sees
+just what is allocated, and writes its image from front to back.
 """
 
 from __future__ import annotations

@@ -191,12 +191,14 @@ def _children(pid: int) -> list[int]:
     return [int(child) for listed in lists for child in listed.read_text().split()]
 
 
-@pytest.mark.parametrize("compression", [Compression.NONE, Compression.ZSTD])
+@pytest.mark.parametrize(
+    ("volume_class", "compression"), [("bssd", Compression.NONE), ("sbs", Compression.ZSTD)]
+)
 async def test_export_whose_qemu_img_is_killed_fails_and_leaves_nothing(
-    tmp_path: Path, store: FaultyStore, compression: Compression
+    tmp_path: Path, store: FaultyStore, volume_class: str, compression: Compression
 ) -> None:
     store.faults.append(Fault(is_any("PUT"), "hang", times=10**6))
-    async with transfer_rig(tmp_path, store) as rig:
+    async with transfer_rig(tmp_path, store, default_class=volume_class) as rig:
         snapshot = await rig.snapshot(data_mib=60)
         begun = await rig.export(snapshot, compression=compression)
         os.kill(await _qemu_img(), signal.SIGKILL)
