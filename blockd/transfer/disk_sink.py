@@ -27,6 +27,7 @@ from blockd.domain.volume import OpenDisk
 from blockd.transfer.digest import ContentDigest, cluster_sums, data_ranges
 from blockd.transfer.extent_copy import Piece
 from blockd.transfer.nbd import MOST_BYTES, Buffer
+from blockd.transfer.pages import pages
 
 _PIECE_BYTES: Final = MOST_BYTES
 _PIECES_TO_WRITE: Final = 6
@@ -64,13 +65,13 @@ class DiskSink:
         self._threads = pool
         self._room = asyncio.Semaphore(_PIECES_TO_WRITE)
         self._behind = asyncio.Semaphore(_MOST_BEHIND)
-        self._placed = mmap.mmap(-1, _PIECE_BYTES)  # what `place` gave last
+        self._placed = pages(_PIECE_BYTES)  # what `place` gave last
         self._spare = [self._placed]
         self._end = 0  # nothing beyond it was written
         self._written: asyncio.Queue[tuple[_Ranges, asyncio.Future[None]] | None] = asyncio.Queue()
         self._to_read: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
         for _ in range(_PIECES_TO_READ):
-            self._to_read.put(mmap.mmap(-1, _PIECE_BYTES))
+            self._to_read.put(pages(_PIECE_BYTES))
         self._digest = digest
         self._following = asyncio.create_task(self._follow(), name="reading back")
         self._following.add_done_callback(lambda _: self._behind.release())  # `place` shall know
@@ -89,7 +90,7 @@ class DiskSink:
             raise StorageError(f"qemu-img wrote at {offset} out of its turn: the import is wrong")
         await self._not_too_far_ahead()
         await self._room.acquire()
-        self._placed = self._spare.pop() if self._spare else mmap.mmap(-1, _PIECE_BYTES)
+        self._placed = self._spare.pop() if self._spare else pages(_PIECE_BYTES)
         return [memoryview(self._placed)[:length]]
 
     async def written(self, offset: int, length: int) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from blockd.domain.units import MIB
+from blockd.transfer.pages import pages
 from blockd.transfer.qcow2_extents import Extent, Extents
 
 #: One GET: asking costs a wait, and processor time, most of it the server's. For 512 MiB rclone
@@ -93,7 +94,7 @@ async def copy_extents(
             while room.locked() and waiting:
                 await take()
             await room.acquire()
-            buffer = spare.pop() if spare else mmap.mmap(-1, _SPAN_BYTES)
+            buffer = spare.pop() if spare else pages(_SPAN_BYTES)
             task = asyncio.create_task(get(span, buffer), name=f"bytes from {span.begin}")
             waiting.append((span, buffer, task))
         while waiting:

@@ -12,6 +12,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from blockd.transfer.pages import pages
+
 #: S3 takes no smaller part, but for the last.
 LEAST_PART_BYTES = 5 * 1024**2
 
@@ -83,10 +85,7 @@ class PartsWriter:
         self._check()
         if self._spare:
             return self._spare.pop()
-        # Private: what is advised away of a shared mapping comes back as it was, not as zeros.
-        fresh = mmap.mmap(-1, self.part_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(OSError):  # a kernel without huge pages
-            fresh.madvise(mmap.MADV_HUGEPAGE)
+        fresh = pages(self.part_bytes)
         self._all.append(fresh)
         return fresh
 

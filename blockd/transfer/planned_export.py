@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import mmap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,6 +18,7 @@ import structlog
 from blockd.domain.allocation import CLUSTER_BYTES
 from blockd.transfer.digest import ContentDigest
 from blockd.transfer.disk_reader import DiskReader
+from blockd.transfer.pages import pages
 from blockd.transfer.parts import PartsWriter
 from blockd.transfer.qcow2_plan import TargetPlan
 from blockd.transfer.s3_answers import Part
@@ -49,7 +49,7 @@ class PlannedImage:
         if not has:
             return []
         etags: list[str] = []
-        part = memoryview(mmap.mmap(-1, self._part_bytes))
+        part = memoryview(pages(self._part_bytes))
         for number, there in enumerate(has):
             begin = number * self._part_bytes
             is_whole = there.number == number + 1 and there.size_bytes == self._part_bytes
