@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, TypeVar
 
@@ -15,6 +15,7 @@ from blockd.domain.allocation import CLUSTER_BYTES, Allocation
 from blockd.domain.errors import StorageError
 from blockd.domain.volume import OpenDisk
 from blockd.transfer.digest import ContentDigest
+from blockd.transfer.threads import threads
 
 T = TypeVar("T")
 
@@ -27,24 +28,23 @@ _PIECES_AHEAD: Final = 8
 class DiskReader:
     """One open disk and the threads in which it is read."""
 
-    def __init__(self, descriptor: int, size_bytes: int, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, descriptor: int, size_bytes: int, pool: ThreadPoolExecutor) -> None:
         """`size_bytes`: what lies beyond is no part of the image, and reads as zeros."""
-        self._descriptor, self.size_bytes, self._threads = descriptor, size_bytes, threads
+        self._descriptor, self.size_bytes, self._threads = descriptor, size_bytes, pool
 
     async def do(self, work: Callable[[], T]) -> T:
-        """Run `work` in a thread. It ends before we leave."""
+        """Run `work` in a thread."""
         (done,) = await self.do_all([work])
         return done
 
     async def do_all(self, works: Sequence[Callable[[], T]]) -> list[T]:
-        """Run several at once, each in a thread; what each returned. All end before we leave."""
+        """Run several at once, each in a thread; what each returned.
+
+        After an error, and for who is cancelled, some may go on until the disk is closed: what
+        they fill must not be used again.
+        """
         loop = asyncio.get_running_loop()
-        doing = [loop.run_in_executor(self._threads, work) for work in works]
-        try:
-            return await asyncio.shield(asyncio.gather(*doing))
-        except BaseException:
-            await asyncio.wait(doing)  # they use buffers that go away with us
-            raise
+        return await asyncio.gather(*(loop.run_in_executor(self._threads, work) for work in works))
 
     def read(self, offset: int, into: memoryview) -> None:
         """Fill `into`; in a thread. Past the page cache both must be whole sectors.
@@ -100,8 +100,10 @@ def _pieces(allocation: Allocation) -> Iterator[tuple[int, int]]:
             yield begin, min(_AT_ONCE_CLUSTERS, first + count - begin)
 
 
-@contextmanager
-def open_disk(disk: OpenDisk, size_bytes: int, *, past_cache: bool) -> Iterator[DiskReader]:
+@asynccontextmanager
+async def open_disk(
+    disk: OpenDisk, size_bytes: int, *, past_cache: bool
+) -> AsyncIterator[DiskReader]:
     """A reader of the disk's first `size_bytes` for the length of the block.
 
     Args:
@@ -121,9 +123,8 @@ def open_disk(disk: OpenDisk, size_bytes: int, *, past_cache: bool) -> Iterator[
             descriptor = os.open(disk.path, flags)
     except OSError as err:
         raise StorageError(f"the disk cannot be opened: {err.strerror}") from err
-    threads = ThreadPoolExecutor(READS_AT_ONCE, "disk")
     try:
-        yield DiskReader(descriptor, size_bytes, threads)
+        async with threads(READS_AT_ONCE, "disk") as pool:
+            yield DiskReader(descriptor, size_bytes, pool)
     finally:
-        threads.shutdown(wait=True)
         os.close(descriptor)

@@ -28,6 +28,7 @@ from blockd.transfer.digest import ContentDigest, cluster_sums, data_ranges
 from blockd.transfer.extent_copy import Piece
 from blockd.transfer.nbd import MOST_BYTES, Buffer
 from blockd.transfer.pages import pages
+from blockd.transfer.threads import threads
 
 _PIECE_BYTES: Final = MOST_BYTES
 _PIECES_TO_WRITE: Final = 6
@@ -98,7 +99,7 @@ class DiskSink:
         buffer = self._placed
         loop = asyncio.get_running_loop()
         writing = loop.run_in_executor(self._threads, partial(self._write, buffer, offset, length))
-        writing.add_done_callback(lambda _: self._give_back(buffer))
+        writing.add_done_callback(lambda done: self._give_back(buffer, done))
         self._written.put_nowait(([(offset, offset + length)], writing))
         self._end = offset + length
 
@@ -145,7 +146,7 @@ class DiskSink:
         return self._digest.hex()
 
     async def close(self) -> None:
-        """Whatever is under way in threads ends first: it uses buffers that go away."""
+        """Read back no more."""
         self._following.cancel()
         await asyncio.gather(self._following, return_exceptions=True)
 
@@ -182,7 +183,9 @@ class DiskSink:
         for first, sums in found:
             self._digest.add_sums(first, sums)
 
-    def _give_back(self, buffer: mmap.mmap) -> None:
+    def _give_back(self, buffer: mmap.mmap, writing: asyncio.Future[None]) -> None:
+        if not writing.cancelled():
+            writing.exception()  # who reads back tells of the first; those behind it say the same
         self._spare.append(buffer)
         self._room.release()
 
@@ -304,27 +307,13 @@ async def disk_sink(
                 raise
             direct = buffered
         block_bytes = _block_bytes(buffered)
-        pool = ThreadPoolExecutor(_PIECES_TO_READ + 1, "disk")
         digest = ContentDigest() if digest is None else digest
-        sink = DiskSink(direct, buffered, size_bytes, block_bytes, pool, digest)
-        try:
-            yield sink
-        finally:
-            # To its end, however often we are told to leave: threads write to what is closed next.
-            ending = asyncio.ensure_future(_end(sink, pool))
-            cancelled = False
-            while not ending.done():
-                try:
-                    await asyncio.shield(ending)
-                except asyncio.CancelledError:
-                    cancelled = True
-            if cancelled:
-                raise asyncio.CancelledError
-
-
-async def _end(sink: DiskSink, pool: ThreadPoolExecutor) -> None:
-    await sink.close()
-    await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
+        async with threads(_PIECES_TO_READ + 1, "disk") as pool:
+            sink = DiskSink(direct, buffered, size_bytes, block_bytes, pool, digest)
+            try:
+                yield sink
+            finally:
+                await sink.close()
 
 
 def _opened(stack: ExitStack, path: str, flag: int) -> int:

@@ -136,7 +136,7 @@ class Images:
         object_bytes = progress.total_bytes = plan.object_bytes + TRAILER_BYTES
         upload = await self._upload(order, object_bytes, notes, may_resume=True)
         parallel = self._settings.parallel
-        with open_disk(source, order.size_bytes, past_cache=True) as disk:
+        async with open_disk(source, order.size_bytes, past_cache=True) as disk:
             image = PlannedImage(plan, disk, upload.part_bytes)
             async with upload.writer(
                 parallel + 1, progress, parallel=parallel, clears=False
@@ -171,7 +171,9 @@ class Images:
         parallel = self._settings.parallel
         buffers = max(parallel + 2, OPEN_BUFFERS + 1)
         async with AsyncExitStack() as stack:
-            disk = stack.enter_context(open_disk(source, order.size_bytes, past_cache=False))
+            disk = await stack.enter_async_context(
+                open_disk(source, order.size_bytes, past_cache=False)
+            )
             scratch = stack.enter_context(
                 scratch_file(self._settings.scratch, need_bytes, self._settings.max_scratch_bytes)
             )

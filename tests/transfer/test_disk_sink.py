@@ -41,7 +41,7 @@ async def write(sink: DiskSink, pieces: Iterable[tuple[int, bytes]]) -> None:
 
 
 async def digest_of(disk: Path) -> str:
-    with open_disk(OpenDisk(str(disk), SIZE), SIZE, past_cache=False) as reader:
+    async with open_disk(OpenDisk(str(disk), SIZE), SIZE, past_cache=False) as reader:
         return await reader.digest(Allocation.full(SIZE))
 
 

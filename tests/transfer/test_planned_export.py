@@ -8,8 +8,7 @@ import os
 import random
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -76,7 +75,7 @@ def bytes_of(path: Path, allocation: Allocation) -> bytes:
     return bytes(found)
 
 
-def opened(disk_file: Path, allocation: Allocation) -> AbstractContextManager[DiskReader]:
+def opened(disk_file: Path, allocation: Allocation) -> AbstractAsyncContextManager[DiskReader]:
     """A reader of the disk."""
     return open_disk(OpenDisk(str(disk_file), 0), allocation.size_bytes, past_cache=True)
 
@@ -111,7 +110,7 @@ def test_image_is_the_disk_and_goes_on_from_any_part(
 
     async def both() -> tuple[str, str]:
         source = OpenDisk(str(disk_file), size_bytes)
-        with open_disk(source, size_bytes, past_cache=past_cache) as disk:
+        async with open_disk(source, size_bytes, past_cache=past_cache) as disk:
             whole = await export(disk, allocation, server)
             again.parts = {n: data for n, data in server.parts.items() if n <= sent}
             return whole, await export(disk, allocation, again, sent)
@@ -138,7 +137,7 @@ async def test_trailer_of_an_image_of_whole_parts_is_a_part_of_its_own(disk_file
     allocation = make_disk(disk_file, data * CLUSTER_BYTES, set(range(data)))
     assert TargetPlan(allocation).object_bytes == 2 * PART
     server, again = Server(), Server()
-    with opened(disk_file, allocation) as disk:
+    async with opened(disk_file, allocation) as disk:
         digest = await export(disk, allocation, server)
         again.parts = {n: server.parts[n] for n in (1, 2)}
         assert await export(disk, allocation, again, 2) == digest
@@ -149,7 +148,7 @@ async def test_trailer_of_an_image_of_whole_parts_is_a_part_of_its_own(disk_file
 async def test_parts_from_the_first_that_is_another_on_are_sent_again(disk_file: Path) -> None:
     allocation = make_disk(disk_file, 70 * CLUSTER_BYTES, set(range(70)))
     server = Server()
-    with opened(disk_file, allocation) as disk:
+    async with opened(disk_file, allocation) as disk:
         digest = await export(disk, allocation, server)
         right = dict(server.parts)
         server.parts[3] = right[3][:-1] + bytes([right[3][-1] ^ 1])
@@ -168,11 +167,9 @@ async def test_parts_from_the_first_that_is_another_on_are_sent_again(disk_file:
 async def test_disk_that_ends_early_is_the_error(disk_file: Path) -> None:
     allocation = make_disk(disk_file, 40 * CLUSTER_BYTES, set(range(40)))
     os.truncate(disk_file, 30 * CLUSTER_BYTES)
-    with (
-        opened(disk_file, allocation) as disk,
-        pytest.raises(StorageError, match="shorter than its volume"),
-    ):
-        await export(disk, allocation, Server())
+    async with opened(disk_file, allocation) as disk:
+        with pytest.raises(StorageError, match="shorter than its volume"):
+            await export(disk, allocation, Server())
 
 
 async def test_server_that_refuses_is_the_error_and_no_more_is_read(disk_file: Path) -> None:
@@ -183,44 +180,54 @@ async def test_server_that_refuses_is_the_error_and_no_more_is_read(disk_file: P
 
     server = Server()
     server.take = refuse  # type: ignore[method-assign]
-    with opened(disk_file, allocation) as disk, pytest.raises(StorageError, match="part 1 of"):
-        await export(disk, allocation, server)
+    async with opened(disk_file, allocation) as disk:
+        with pytest.raises(StorageError, match="part 1 of"):
+            await export(disk, allocation, server)
 
 
-@pytest.fixture
-def slow_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Semaphore]:
-    """Reads wait for it; it is free in the end, so that no thread is left."""
-    may_read = threading.Semaphore(0)
-    read = DiskReader.read
-
-    def slow(self: DiskReader, offset: int, into: memoryview) -> None:
-        may_read.acquire(timeout=20)
-        read(self, offset, into)
-
-    monkeypatch.setattr(DiskReader, "read", slow)
-    yield may_read
-    may_read.release(1000)
-
-
-async def test_export_that_is_cancelled_ends_when_nothing_is_read_any_more(
-    disk_file: Path, slow_reads: threading.Semaphore
+async def test_disk_that_hangs_is_let_go_of_only_when_it_answers_however_often_that_is_cancelled(
+    disk_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    allocation = make_disk(disk_file, 100 * CLUSTER_BYTES, set(range(100)))
-    with opened(disk_file, allocation) as disk:
-        exporting = asyncio.create_task(export(disk, allocation, Server()))
-        await asyncio.sleep(0.05)
+    reading, may_read = threading.Semaphore(0), threading.Event()
+    failed: list[Exception] = []
+    preadv = os.preadv
+
+    def hang(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        reading.release()
+        assert may_read.wait(20)
+        try:
+            return preadv(descriptor, buffers, offset)
+        except Exception as err:
+            failed.append(err)
+            raise
+
+    monkeypatch.setattr(os, "preadv", hang)
+    allocation = make_disk(disk_file, 200 * CLUSTER_BYTES, set(range(200)))
+    before = set(os.listdir("/proc/self/fd"))
+
+    async def work() -> None:
+        async with opened(disk_file, allocation) as disk:
+            image = PlannedImage(TargetPlan(allocation), disk, 8 * MIB)
+            async with PartsWriter(Server().take, part_bytes=8 * MIB, buffers=2, clears=False) as p:
+                await image.send(p, ContentDigest(), lambda _: TRAILER, first=0)
+
+    exporting = asyncio.create_task(work())
+    for _ in range(4):
+        assert await asyncio.to_thread(reading.acquire, timeout=20)
+    for _ in range(3):
         exporting.cancel()
-        done, _ = await asyncio.wait([exporting], timeout=0.1)
-        assert not done, "a thread still writes to its buffers"
-        slow_reads.release(1000)
-        with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(exporting, 20)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        assert not exporting.done()
+    may_read.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(exporting, 20)
+    assert not failed, "the disk was closed under a read"
+    assert set(os.listdir("/proc/self/fd")) <= before | {str(max(map(int, before)) + 1)}
 
 
-def test_part_that_ends_within_a_cluster_is_refused(disk_file: Path) -> None:
+async def test_part_that_ends_within_a_cluster_is_refused(disk_file: Path) -> None:
     allocation = make_disk(disk_file, CLUSTER_BYTES, {0})
-    with (
-        opened(disk_file, allocation) as disk,
-        pytest.raises(ValueError, match="not whole clusters"),
-    ):
-        PlannedImage(TargetPlan(allocation), disk, PART + 512)
+    async with opened(disk_file, allocation) as disk:
+        with pytest.raises(ValueError, match="not whole clusters"):
+            PlannedImage(TargetPlan(allocation), disk, PART + 512)
