@@ -2,8 +2,9 @@
 
 Plain are version 2 and 3 with clusters that are data, zeros or nothing. Whatever else there is
 (packed clusters, extended L2 entries, two places of the disk in one cluster, entries that QEMU
-would refuse or mend) is `NotPlain`, and left to qemu-img: so nothing here needs to be clever, and
-no image becomes another disk than qemu-img would make of it.
+would refuse or mend, snapshots, bitmaps) is `NotPlain`, and left to qemu-img: so nothing here needs
+to be clever, and no image becomes another disk than qemu-img would make of it, or one at all that
+qemu-img would refuse.
 
 Source: QEMU, docs/interop/qcow2.txt; block/qcow2-cluster.c for what it does with odd entries.
 """
@@ -173,6 +174,8 @@ async def read_extents(
         NotPlain: it is no plain image.
         Exception: what `fetch` raises.
     """
+    if header.unchecked:
+        raise NotPlain(header.unchecked)
     if header.has_extended_l2:
         raise NotPlain("it has extended L2 entries")
     if header.size_bytes % SECTOR_BYTES:  # QEMU leaves out what is no whole sector

@@ -33,6 +33,7 @@ _V3_BYTES: Final = _V2.size + _V3.size
 
 _DATA_FILE_EXTENSION: Final = 0x44415441
 _CRYPT_EXTENSION: Final = 0x0537BE77
+_FEATURE_NAMES_EXTENSION: Final = 0x6803F857
 _DATA_FILE_RAW: Final = 2  # an autoclear feature
 _MOST_L1_BYTES: Final = 32 * 1024**2
 _MOST_REFCOUNT_TABLE_BYTES: Final = 8 * 1024**2
@@ -47,6 +48,8 @@ class ImageHeader:
     Attributes:
         size_bytes: of the disk, as it stands there; virtual_size_bytes: in whole sectors.
         l1_offset: of the L1 table in the object, in bytes; it has the entries that the size needs.
+        unchecked: what else it holds that qemu-img looks at and `check_header` does not, in words;
+            empty when there is nothing.
     """
 
     version: int
@@ -56,6 +59,7 @@ class ImageHeader:
     l1_offset: int
     compression: str
     has_extended_l2: bool
+    unchecked: str
 
 
 def check_header(head: bytes, object_bytes: int) -> ImageHeader:
@@ -93,7 +97,7 @@ def check_header(head: bytes, object_bytes: int) -> ImageHeader:
     compression, extended_l2, extensions_at = "zlib", False, _V2.size
     if version == 3:
         compression, extended_l2, extensions_at = _check_v3(head, cluster_bytes)
-    _check_extensions(head, extensions_at, min(cluster_bytes, len(head)))
+    unchecked = _check_extensions(head, extensions_at, cluster_bytes)
     if not 0 < size_bytes < _LARGEST_BYTES:
         raise ImageRefused(f"its disk has {size_bytes} bytes: that cannot be")
     _check_l1(size_bytes, cluster_bytes, l1_entries, extended_l2=extended_l2)
@@ -108,13 +112,15 @@ def check_header(head: bytes, object_bytes: int) -> ImageHeader:
     if snapshots_offset % cluster_bytes or snapshots_offset >= _LARGEST_BYTES:
         raise ImageRefused(f"its snapshot table lies at byte {snapshots_offset}, which cannot be")
     if snapshots:
+        unchecked = f"it holds snapshots ({snapshots})"
         # A snapshot's entry has 40 bytes at least.
         _check_inside(
             "snapshot table", snapshots_offset, snapshots * 40, cluster_bytes, object_bytes
         )
     whole = -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
     return ImageHeader(
-        version, size_bytes, whole, cluster_bytes, l1_offset, compression, extended_l2
+        *(version, size_bytes, whole, cluster_bytes, l1_offset, compression, extended_l2),
+        unchecked=unchecked,
     )
 
 
@@ -145,19 +151,30 @@ def _check_v3(head: bytes, cluster_bytes: int) -> tuple[str, bool, int]:
     return ("zstd" if kind else "zlib"), extended_l2, header_bytes
 
 
-def _check_extensions(head: bytes, at: int, end: int) -> None:
-    """None may name a file or a key, and all must lie in the first cluster."""
+def _check_extensions(head: bytes, at: int, cluster_bytes: int) -> str:
+    """None may name a file or a key, and all must lie in the first cluster.
+
+    Returns:
+        What of them is for qemu-img, as `ImageHeader.unchecked`. Bitmaps and the name of a format
+        are refused by it if they are odd; names of features are all that it never reads.
+    """
+    unchecked, end = "", min(cluster_bytes, len(head))
     while at + _EXTENSION.size <= end:
         kind, length = _EXTENSION.unpack_from(head, at)
         if length > end - at - _EXTENSION.size:
             raise ImageRefused("its header's extensions do not end where the header does")
         if kind == 0:
-            return
+            return unchecked
         if kind == _DATA_FILE_EXTENSION:
             raise ImageRefused("it names a data file: convert it with qemu-img convert")
         if kind == _CRYPT_EXTENSION:
             raise ImageRefused("it is encrypted: decrypt it with qemu-img convert")
+        if kind != _FEATURE_NAMES_EXTENSION:
+            unchecked = f"it has a header extension of kind {kind:#x}"
         at += _EXTENSION.size + -(-length // 8) * 8
+    if end < cluster_bytes:
+        return "its header extensions go on where its header was read to"
+    return unchecked
 
 
 def _check_l1(size_bytes: int, cluster_bytes: int, entries: int, *, extended_l2: bool) -> None:

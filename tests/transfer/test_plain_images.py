@@ -145,15 +145,6 @@ PLAIN = {
     ),
     "zeros, v2": io("write -P 5 0 4M", "write -z 1M 128k", "discard 3M 128k", create="compat=0.10"),
     "data of zeros": io("write -P 0 0 2M", "write -P 3 3M 64k", "write -P 0 5M 64k"),
-    "a snapshot": then(
-        convert(), img("snapshot", "-c", "one"), more("write -P 9 7M 64k", "write -P 8 0 512")
-    ),
-    "reverted": then(
-        convert(),
-        img("snapshot", "-c", "one"),
-        more("write -P 9 7M 64k"),
-        img("snapshot", "-a", "one"),
-    ),
     "snapshot deleted": then(
         convert(),
         img("snapshot", "-c", "one"),
@@ -171,6 +162,16 @@ OTHERS = {
     "clusters of 2M, zlib": convert("-c", "-o", "cluster_size=2M"),
     "extended l2": convert("-o", "extended_l2=on,cluster_size=128k"),
     "one packed": then(convert("-c"), more("write -P 9 0 5M")),
+    "a snapshot": then(
+        convert(), img("snapshot", "-c", "one"), more("write -P 9 7M 64k", "write -P 8 0 512")
+    ),
+    "reverted": then(
+        convert(),
+        img("snapshot", "-c", "one"),
+        more("write -P 9 7M 64k"),
+        img("snapshot", "-a", "one"),
+    ),
+    "a bitmap": then(convert(), img("bitmap", "--add", "{}", "one"), more("write -P 9 7M 64k")),
     "shuffled, clusters of 4k": io(*shuffled(4 * KIB, 300), create="cluster_size=4k"),
 }
 
