@@ -18,6 +18,7 @@ from typing import Self
 
 from blockd.domain.errors import StorageError
 from blockd.domain.transfer import ImageFacts
+from blockd.domain.units import SECTOR_BYTES
 from blockd.transfer.nbd import Buffer, ReadOnlyExport
 from blockd.transfer.s3 import ObjectStore
 
@@ -39,7 +40,12 @@ _MOST_TIMES, _MORE_BYTES = 16, 1024**3
 class ObjectReader(ReadOnlyExport):
     """An NBD export (`nbd.Export`) of an object, pinned to one ETag.
 
+    It ends with a whole sector: behind the object's end are zeros, as qemu-img finds them behind a
+    file's. The last cluster of a packed image claims whole sectors, and its file may end before
+    them.
+
     Attributes:
+        size_bytes: of the export: the object's, in whole sectors.
         is_far: the first block took long to come, so answers are worth waiting for in parallel.
     """
 
@@ -52,7 +58,7 @@ class ObjectReader(ReadOnlyExport):
         on_bytes: Callable[[int], None],
     ) -> None:
         """`ahead_blocks` are fetched before they are asked for; `on_bytes` is told what came."""
-        self.size_bytes = image.object_bytes
+        self.size_bytes = -(-image.object_bytes // SECTOR_BYTES) * SECTOR_BYTES
         self._store, self._image, self._on_bytes = store, image, on_bytes
         self._ahead_blocks = ahead_blocks
         self.is_far = False
@@ -163,8 +169,9 @@ class ObjectReader(ReadOnlyExport):
 
     async def _get(self, offset: int, length: int) -> bytearray:
         found = bytearray(length)
-        with memoryview(found) as view:
-            await self.fill(offset, view)
+        there = max(min(length, self._image.object_bytes - offset), 0)
+        with memoryview(found) as view, view[:there] as into:
+            await self.fill(offset, into)
         return found
 
     def _forget(self) -> None:
