@@ -8,6 +8,7 @@ read, the connection is ours until the body's end, and then aiohttp's again, for
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Final, cast
 
 import aiohttp
@@ -19,14 +20,29 @@ from blockd.transfer.s3_retry import Transient
 _MOST_AT_ONCE_BYTES: Final = 1024**2
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What a body may take: `silence_s` without a byte, and as much besides its bytes at a rate."""
+
+    silence_s: float
+    least_bytes_per_s: int
+
+    def most_s(self, count_bytes: int) -> float:
+        """How long so many bytes may take."""
+        return self.silence_s + count_bytes / self.least_bytes_per_s
+
+
 async def receive(
-    answer: aiohttp.ClientResponse, into: memoryview, bandwidth: Bandwidth, *, silence_s: float
+    answer: aiohttp.ClientResponse, into: memoryview, bandwidth: Bandwidth, pace: Pace
 ) -> None:
     """Fill `into` with the body, which has a `Content-Length` of that many bytes.
 
+    Time that is spent waiting for `bandwidth` does not count.
+
     Raises:
-        Transient: it is shorter, or longer.
-        TimeoutError: nothing came for `silence_s`, or up to twice as long.
+        Transient: it is shorter, or longer, or has come more slowly than `pace` for longer than
+            its silence.
+        TimeoutError: nothing came for its silence, or up to twice as long.
     """
     got = 0
     while piece := answer.content.read_nowait():  # what came with the header
@@ -46,7 +62,7 @@ async def receive(
     transport.set_protocol(ours)
     try:
         while not ours.is_full:
-            count = await ours.more(silence_s, is_all=not bandwidth.is_limited)
+            count = await ours.more(pace, is_all=not bandwidth.is_limited)
             if bandwidth.is_limited:
                 transport.pause_reading()
                 await bandwidth.take(count)
@@ -65,7 +81,7 @@ class _Receiver(asyncio.BufferedProtocol):
         """`got`: so many bytes are in `into` already."""
         self._into, self._theirs = into, theirs
         self._got, self._told = got, 0
-        self._is_enough = 0
+        self._is_enough, self._waited_s = 0, 0.0
         self._failure: Exception | None = None
         self._waiting: asyncio.Future[None] | None = None
 
@@ -74,15 +90,21 @@ class _Receiver(asyncio.BufferedProtocol):
         """Whether all is there."""
         return self._failure is None and self._told == len(self._into)
 
-    async def more(self, silence_s: float, *, is_all: bool) -> int:
+    async def more(self, pace: Pace, *, is_all: bool) -> int:
         """Wait until more is there, or all; how many bytes. Raises what ended it."""
         self._is_enough = len(self._into) if is_all else self._told + 1
+        loop = asyncio.get_running_loop()
         while self._got < self._is_enough and self._failure is None:
             # Not woken by each piece: they are hundreds in a second, and nothing is to be done.
-            had, self._waiting = self._got, asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._waiting], timeout=silence_s)
+            had, self._waiting = self._got, loop.create_future()
+            began_s = loop.time()
+            await asyncio.wait([self._waiting], timeout=pace.silence_s)
+            self._waited_s += loop.time() - began_s
             if self._got == had and self._failure is None:
                 raise TimeoutError
+            # Of a body that drips there is always something new.
+            if self._got < len(self._into) and self._waited_s > pace.most_s(self._got):
+                raise self._failure or _too_slow(self._got, self._waited_s)
         if self._failure is not None:
             raise self._failure
         count, self._told = self._got - self._told, self._got
@@ -125,6 +147,12 @@ class _Receiver(asyncio.BufferedProtocol):
     def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
+
+
+def _too_slow(count_bytes: int, waited_s: float) -> Transient:
+    return Transient(
+        f"the server sends a range too slowly: {count_bytes} bytes came in {waited_s:.0f} s"
+    )
 
 
 def _too_short() -> Transient:

@@ -1,4 +1,4 @@
-"""One request of the S3 API: signed, sent, its silence bounded, its refusal understood.
+"""One request of the S3 API: signed, sent, its time bounded, its refusal understood.
 
 `aiohttp` moves the bytes, `minio` signs. Redirects are not followed: a signature holds for one
 host. Answers are not trusted: their size is bounded.
@@ -22,8 +22,8 @@ from yarl import URL
 
 from blockd.transfer.bandwidth import Bandwidth
 from blockd.transfer.s3_answers import fault_of, refusal
-from blockd.transfer.s3_body import receive
-from blockd.transfer.s3_retry import Patience, Transient
+from blockd.transfer.s3_body import Pace, receive
+from blockd.transfer.s3_retry import Patience, TooSlow, Transient
 
 Buffer = bytes | bytearray | memoryview
 
@@ -34,6 +34,8 @@ _MOST_ANSWER_BYTES: Final = 4 * 1024**2
 _CONNECT_S: Final = 10.0
 _SILENCE_S: Final = 30.0
 _ANSWER_S: Final = 120.0
+#: Slower than any line over which an image could be moved.
+_LEAST_BYTES_PER_S: Final = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ class Requests:
         self, answer: aiohttp.ClientResponse, into: memoryview, bandwidth: Bandwidth
     ) -> None:
         """See `s3_body.receive`."""
-        await receive(answer, into, bandwidth, silence_s=_SILENCE_S)
+        await receive(answer, into, bandwidth, _pace())
 
     def _url(self, bucket: str, key: str, query: Mapping[str, str]) -> str:
         parts = urlsplit(self.endpoint.url)
@@ -191,7 +193,10 @@ async def open_requests(
 def _watched(
     body: bytes | AsyncIterator[Buffer], silence: asyncio.Timeout
 ) -> bytes | AsyncIterator[Buffer]:
-    """The body, each piece of which that is taken puts the deadline off."""
+    """The body, each piece of which that is taken puts the deadline off.
+
+    So a server that takes a byte now and then does not hold it: a piece as a whole has to be taken.
+    """
     if isinstance(body, bytes):
         return body
 
@@ -207,8 +212,26 @@ def _watched(
 
 
 async def read_short(answer: aiohttp.ClientResponse) -> bytes:
-    """The body of an answer, which is short, or cut off."""
-    body = await answer.content.read(_MOST_ANSWER_BYTES)
-    while not answer.content.at_eof() and len(body) < _MOST_ANSWER_BYTES:
-        body += await answer.content.read(_MOST_ANSWER_BYTES - len(body))
-    return body
+    """The body of an answer, which is short, or cut off.
+
+    Raises:
+        TooSlow: it was not whole by the time in which the longest one should have come. No rate
+            is asked for before: while an upload is completed S3 sends single spaces.
+    """
+    body, most_s = b"", _pace().most_s(_MOST_ANSWER_BYTES)
+    try:
+        async with asyncio.timeout(most_s) as whole:
+            while True:
+                body += await answer.content.read(_MOST_ANSWER_BYTES - len(body))
+                if answer.content.at_eof() or len(body) >= _MOST_ANSWER_BYTES:
+                    return body
+    except TimeoutError as err:
+        if not whole.expired():
+            raise
+        raise TooSlow(
+            f"the server's answer is not whole after {most_s:.0f} s: {len(body)} bytes came"
+        ) from err
+
+
+def _pace() -> Pace:
+    return Pace(_SILENCE_S, _LEAST_BYTES_PER_S)

@@ -29,6 +29,13 @@ class Transient(Exception):
         self.wait_s = wait_s
 
 
+class TooSlow(TimeoutError):
+    """It came too slowly, or was taken too slowly, ever to end; says what.
+
+    The server may have done what it was asked.
+    """
+
+
 class Patience:
     """For how long a failing request is tried again, counted from its first failure."""
 
@@ -90,6 +97,8 @@ def _reason(err: Exception) -> str:
             number = err.os_error.errno
             why = os.strerror(number) if number is not None and number > 0 else "no such host"
             return f"cannot connect to {err.host}:{err.port}: {why}"
+        case TooSlow():
+            pass  # says it itself
         case TimeoutError():
             return "the server does not answer"
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():

@@ -110,7 +110,7 @@ async def test_image_that_qemu_img_refuses_for_what_is_not_looked_at_is_not_plai
 ) -> None:
     REFUSED[name](image)
     assert not is_accepted(image)
-    with pytest.raises(NotPlain, match="snapshots|header extension"):
+    with pytest.raises(NotPlain, match=r"snapshots|header extension"):
         await extents_of(image)
 
 
@@ -118,7 +118,7 @@ async def test_image_that_qemu_img_refuses_for_what_is_not_looked_at_is_not_plai
 async def test_image_with_what_is_not_looked_at_is_left_to_qemu_img(image: Path, name: str) -> None:
     LEFT[name](image)
     assert is_accepted(image)
-    with pytest.raises(NotPlain, match="snapshots|header extension"):
+    with pytest.raises(NotPlain, match=r"snapshots|header extension"):
         await extents_of(image)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,13 +17,14 @@ import trustme
 from blockd.domain.effects import SideEffects
 from blockd.domain.errors import StoreUnavailable
 from blockd.domain.units import MIB
-from blockd.transfer import s3_requests
+from blockd.transfer import s3_body, s3_requests
 from blockd.transfer.bandwidth import Bandwidth
 from blockd.transfer.s3 import Endpoint, Keys, ObjectStore, open_object_store
 
 BODY = os.urandom(3 * MIB + 5)
 
 Answer = Callable[[asyncio.StreamWriter, bytes], Awaitable[None]]
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @dataclass
@@ -55,16 +57,16 @@ class ScriptedServer:
 
     @asynccontextmanager
     async def store(
-        self, bytes_per_s: int = 0, tls: Path | None = None
+        self, bytes_per_s: int = 0, tls: Path | None = None, handle: Handler | None = None
     ) -> AsyncIterator[ObjectStore]:
-        """A client of it."""
+        """A client of it; `handle` is for connections instead of the answers."""
         context: ssl.SSLContext | None = None
         if tls is not None:
             authority = trustme.CA()
             authority.cert_pem.write_to_path(str(tls))
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             authority.issue_cert("127.0.0.1").configure_cert(context)
-        server = await asyncio.start_server(self.handle, "127.0.0.1", 0, ssl=context)
+        server = await asyncio.start_server(handle or self.handle, "127.0.0.1", 0, ssl=context)
         port = server.sockets[0].getsockname()[1]
         url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
         async with (
@@ -124,6 +126,15 @@ async def silent(writer: asyncio.StreamWriter, head: bytes) -> None:
     await asyncio.sleep(30)
 
 
+async def dripping(writer: asyncio.StreamWriter, head: bytes) -> None:
+    """A byte now and then, for ever."""
+    writer.write(head + BODY[:100])
+    while True:
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.write(b"x")
+
+
 @pytest.mark.parametrize("answer", [whole, in_pieces])
 @pytest.mark.parametrize("is_tls", [False, True], ids=["http", "https"])
 async def test_body_arrives_and_its_connection_takes_the_next_request(
@@ -159,6 +170,57 @@ async def test_body_that_always_stops_is_an_error() -> None:
     async with ScriptedServer([short]).store() as store:
         with pytest.raises(StoreUnavailable, match="stopped in the middle of a range"):
             await read(store)
+
+
+@pytest.mark.parametrize("bytes_per_s", [0, 10**9], ids=["unlimited", "limited"])
+async def test_body_that_drips_is_asked_for_again_and_an_error_at_the_last(
+    bytes_per_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_requests, "_SILENCE_S", 0.3)
+    server = ScriptedServer([dripping, whole])
+    async with server.store(bytes_per_s) as store:
+        assert await read(store) == BODY
+    assert len(set(server.peers)) == 2
+    async with ScriptedServer([dripping]).store(bytes_per_s) as store:
+        with pytest.raises(StoreUnavailable, match=r"too slowly: \d+ bytes came in"):
+            await read(store)
+
+
+async def test_limit_that_is_below_the_least_rate_does_not_fail_a_body(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(s3_requests, "_SILENCE_S", 0.2)
+    monkeypatch.setattr(s3_requests, "_LEAST_BYTES_PER_S", 100 * len(BODY))
+    monkeypatch.setattr(s3_body, "_MOST_AT_ONCE_BYTES", 64 * 1024)
+    server = ScriptedServer([whole])
+    async with server.store(bytes_per_s=len(BODY)) as store:
+        assert await read(store) == BODY
+    assert len(server.peers) == 1
+
+
+async def test_short_answer_that_drips_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_requests, "_LEAST_BYTES_PER_S", 20 * MIB)
+    monkeypatch.setattr(s3_requests, "_SILENCE_S", 0.3)
+    async with ScriptedServer([dripping]).store() as store:
+        with pytest.raises(StoreUnavailable, match=r"not whole after .*: \d+ bytes came"):
+            async with asyncio.timeout(20):
+                await store.check_bucket("bucket")
+
+
+async def test_body_that_is_taken_in_drips_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_requests, "_SILENCE_S", 0.3)
+
+    async def sip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+            while await reader.read(10):
+                await asyncio.sleep(0.05)
+
+    async with ScriptedServer([]).store(handle=sip) as store:
+        with pytest.raises(StoreUnavailable, match="does not answer"):
+            async with asyncio.timeout(20):
+                await store.upload_part(
+                    *("bucket", "key", "id", 1), bytes(32 * MIB), asyncio.Semaphore()
+                )
 
 
 async def test_bytes_behind_a_body_do_not_reach_what_comes_next() -> None:
