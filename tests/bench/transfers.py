@@ -123,7 +123,7 @@ def section(*, quick: bool) -> Section:
     """The tables."""
     if os.geteuid() != 0 or not Path("/dev/loop-control").exists():
         return Section("transfers", "Not measured: needs root and loop devices.")
-    return Section("transfers", asyncio.run(_measure(2 if quick else 5)))
+    return Section("transfers", asyncio.run(_measure(2 if quick else 3)))
 
 
 async def _measure(rounds: int) -> str:
@@ -195,9 +195,9 @@ async def _exports(bench: Bench, rounds: int) -> str:
         # Nobody begins with what the one before has left: 16 GiB of page cache, say.
         between = partial(_forget, device)
         timed = await turns(contenders, rounds, between)
-        # What is closest is compared once more, in twice as many turns.
+        # What is closest is compared once more, in three times as many turns.
         closest = {name: contenders[name] for name in ("blockd", "bare upload")}
-        near = await turns(closest, 2 * rounds, between)
+        near = await turns(closest, 3 * rounds, between)
     sizes = {}
     for virtual in (2 * GIB, 1024 * GIB):
         make_disk(file, virtual)
