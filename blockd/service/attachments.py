@@ -138,8 +138,8 @@ class Attachments:
         snapshot, attachment = await self._catalog.write("snapshot attaching", begin)
         try:
             await self._shown.show(snapshot)
-        except BlockdError:
-            await self._catalog.write("snapshot not attached", lambda tx: forget(tx, attachment))
+        except Exception:
+            await self._settle_as(attachment, None)  # libvirt was not asked yet
             raise
         await self._attach(snapshot, attachment)
 
@@ -195,7 +195,7 @@ class Attachments:
             with self._watch.leaving(volume_id):
                 try:
                     await work
-                except BlockdError:
+                except Exception:  # whatever it was: the device is as the rows say
                     await self._shown.settle(volume_id)
                     raise
                 await self._shown.settle(volume_id)
@@ -214,13 +214,13 @@ class Attachments:
         return DiskOrder(path, row.id, target, row.perf_iops, discards=discards)
 
     async def _attach(self, volume: Volume | Snapshot, attachment: Attachment) -> None:
-        order = self._order(volume, attachment)
         try:
+            order = self._order(volume, attachment)
             target = await self._hypervisors.attach(attachment.guest, order)
-        except BlockdError as err:
+        except Exception as err:
             # It may have come about all the same: what libvirt has is what counts.
-            await self._settle_by_look(attachment)
             log.warning("not attached", volume_id=volume.id, reason=str(err))
+            await self._settle_by_look(attachment)
             raise
         if isinstance(volume, Volume):
             self._watch.was_told(attachment.guest, volume)
@@ -230,9 +230,9 @@ class Attachments:
     async def _detach(self, attachment: Attachment) -> None:
         try:
             await self._let_go(attachment)
-        except BlockdError as err:
-            await self._settle_by_look(attachment)
+        except Exception as err:
             log.warning("not detached", volume_id=attachment.volume_id, reason=str(err))
+            await self._settle_by_look(attachment)
             raise
         await self._catalog.write("volume detached", lambda tx: forget(tx, attachment))
         log.info("volume detached", volume_id=attachment.volume_id, domain=attachment.domain_name)
@@ -261,17 +261,31 @@ class Attachments:
         return None if found is None else _disk_of(found, attachment.volume_id)
 
     async def _settle_by_look(self, attachment: Attachment) -> None:
-        """A verb that failed: the row says what libvirt has, or is left to the next look."""
+        """A verb that failed: the row says what libvirt has, or is left to the next look.
+
+        Raises nothing: whoever asked is told why the verb failed.
+        """
         try:
             disk = await self._seen(attachment)
         except (HypervisorUnreachable, GuestRefused):
             return  # `attached`, or gone, as the first look at this connection finds it
-        if disk is None:
-            await self._catalog.write("volume not attached", lambda tx: forget(tx, attachment))
-        else:
-            await self._put(
-                replace(attachment, target=disk.target, status=ATTACHED), "volume stays attached"
-            )
+        except Exception:
+            log.exception("what a guest has is not known", domain=attachment.domain_name)
+            return
+        await self._settle_as(attachment, disk)
+
+    async def _settle_as(self, attachment: Attachment, disk: GuestDisk | None) -> None:
+        """The row of a verb that failed says so; None: the guest has it not. Raises nothing."""
+        try:
+            if disk is None:
+                await self._catalog.write("volume not attached", lambda tx: forget(tx, attachment))
+            else:
+                seen = replace(attachment, target=disk.target, status=ATTACHED)
+                await self._put(seen, "volume stays attached")
+        except BlockdError as err:
+            log.warning("an attachment is not settled yet", reason=str(err))
+        except Exception:
+            log.exception("an attachment is not settled yet")
 
     async def _put(self, attachment: Attachment, label: str) -> None:
         def put(tx: Transaction) -> None:

@@ -27,8 +27,10 @@ from blockd.domain.snapshot import Consistency, NewSnapshot, Quiesce, Snapshot
 from blockd.domain.states import Status
 from blockd.domain.units import now_timestamp
 from blockd.domain.volume import Volume
+from blockd.host.hypervisor import Hypervisors
 from blockd.service.shown_snapshots import ShownSnapshots, front_of_snapshot
 from tests.support import stamps
+from tests.support.file_driver import FileDriver
 from tests.support.guests import Gate, a_volume, until, with_guests
 from tests.support.libvirt_daemon import LibvirtDaemon
 from tests.support.service import Running, idle, running
@@ -192,6 +194,26 @@ async def test_snapshot_that_cannot_be_shown_is_not_attached(
     with pytest.raises(StorageError, match="no device now"):
         await run.service.attachments.attach_snapshot(snapshot.id, "web", None, None)
     assert await has(run, snapshot)
+
+
+@pytest.mark.parametrize("where", [(FileDriver, "connect"), (Hypervisors, "attach")])
+async def test_attachment_that_fails_oddly_leaves_neither_row_nor_device(
+    run: Running,
+    libvirtd: LibvirtDaemon,
+    monkeypatch: pytest.MonkeyPatch,
+    where: tuple[type, str],
+) -> None:
+    _, snapshot = await a_snapshot(run)
+    libvirtd.domain("web")
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError("never seen")
+
+    monkeypatch.setattr(*where, fail)
+    with pytest.raises(RuntimeError, match="never seen"):
+        await run.service.attachments.attach_snapshot(snapshot.id, "web", None, None)
+    assert await has(run, snapshot)
+    assert not await shown(run, snapshot)
 
 
 async def test_snapshot_that_is_being_made_or_not_there_is_not_attached(
