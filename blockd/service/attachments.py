@@ -230,10 +230,13 @@ class Attachments:
     async def _detach(self, attachment: Attachment) -> None:
         try:
             await self._let_go(attachment)
+            await self._detached(attachment)
         except Exception as err:
             log.warning("not detached", volume_id=attachment.volume_id, reason=str(err))
             await self._settle_by_look(attachment)
             raise
+
+    async def _detached(self, attachment: Attachment) -> None:
         await self._catalog.write("volume detached", lambda tx: forget(tx, attachment))
         log.info("volume detached", volume_id=attachment.volume_id, domain=attachment.domain_name)
 
@@ -310,10 +313,26 @@ class Attachments:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _detach_again(self, attachment: Attachment) -> None:
-        try:
-            await self._detach(attachment)
-        except BlockdError:
-            return  # told of by `_detach`
+        """As `_detach`, but when libvirt is away, or goes away, it goes on as soon as it is back.
+
+        Nobody waits for the answer, and so nobody would ask once more.
+        """
+        uri = attachment.guest.uri
+        while True:
+            sightings = self._watch.sightings(uri)
+            try:
+                await self._let_go(attachment)
+                await self._detached(attachment)
+            except HypervisorUnreachable as err:
+                told = {"volume_id": attachment.volume_id, "reason": str(err)}
+                log.info("not detached yet, will be when libvirt answers", **told)
+                await self._watch.seen_since(uri, sightings)
+            except Exception as err:  # noqa: BLE001 - whatever it is, the row says what there is
+                log.warning("not detached", volume_id=attachment.volume_id, reason=str(err))
+                await self._settle_by_look(attachment)
+                return
+            else:
+                return
 
 
 def _attaching(resource_id: str, guest: Guest, target: str | None) -> Attachment:

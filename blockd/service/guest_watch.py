@@ -54,6 +54,8 @@ class GuestWatch:
         self._turns, self._last_turn = 0, dict[str, int]()
         self._looking: dict[str, int] = {}
         self._looked = asyncio.Condition()
+        # How often each connection has told of its guests.
+        self._sightings: Counter[str] = Counter()
         # Of each connection: the disks as they were seen last, and what guests would not be told of
         # them since. And for each disk the size that its guest was told.
         self._seen: dict[str, Mapping[_Use, _Seen]] = {}
@@ -91,6 +93,18 @@ class GuestWatch:
                     await self._looked.wait()
             except TimeoutError:
                 return
+
+    def sightings(self, uri: str) -> int:
+        """How often this connection has told of its guests until now; for `seen_since`."""
+        return self._sightings[uri]
+
+    async def seen_since(self, uri: str, sightings: int) -> None:
+        """Wait until this connection has told of its guests more often than so, however long.
+
+        It is looked at whenever it comes back, and once a minute.
+        """
+        async with self._looked:
+            await self._looked.wait_for(lambda: self._sightings[uri] > sightings)
 
     async def start(self) -> None:
         """Of connections that are not configured any more nobody can ever tell anything again."""
@@ -155,6 +169,7 @@ class GuestWatch:
         self._looking[uri] = turn = self._turns
         try:
             sighting = await self._hypervisors.guests(uri)
+            self._sightings[uri] += 1
             seen = {
                 (guest.key, disk.volume_id): (guest, disk)
                 for guest in sighting.guests

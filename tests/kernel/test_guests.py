@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import http.client
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -225,3 +226,30 @@ def test_disk_attached_by_hand_and_libvirtd_killed(
 
         detach(api, id_)
         assert volume(api, id_)["status"] == "available"
+
+
+def test_detachment_cut_short_goes_on_when_libvirtd_is_back(
+    here: Place, machine: VirtualMachine, libvirtd: QemuLibvirtd
+) -> None:
+    with Daemon(here, Death(at=0, event="after commit volume detaching")) as daemon:
+        id_ = daemon.api.create_volume("data", 32 * MIB)
+        attach(daemon.api, id_)
+        machine.disk(id_)
+        daemon.arm()
+        with pytest.raises((OSError, http.client.HTTPException)):
+            detach(daemon.api, id_)
+        daemon.ended()
+    libvirtd.kill()
+    with Daemon(here) as daemon:
+        api = daemon.api
+        until(
+            lambda: any("; tried again" in line for line in api.host("GET", "health")["problems"])
+        )
+        (reference,) = volume(api, id_)["references"]
+        assert reference["status"] == "detaching"
+        libvirtd.start()
+        took_s = until(lambda: not volume(api, id_)["references"])
+        print(f"detached {took_s:.2f} s after libvirtd was back")
+        assert volume(api, id_)["status"] == "available"
+    machine.reconnect()
+    assert machine.shell("ls /sys/block").split() == []

@@ -76,6 +76,16 @@ class LibvirtDaemon:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Nobody new can connect for the length of the block; its guests stay as they are."""
+        socket = self._folder / "libvirt-sock"
+        aside = socket.rename(self._folder / "aside")
+        try:
+            yield
+        finally:
+            aside.rename(socket)
+
     def domain(
         self,
         name: str,
