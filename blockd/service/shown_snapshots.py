@@ -1,12 +1,14 @@
 """The devices of snapshots that guests read: there for as long as an attachment names them.
 
 The rows of `attachments` say which shall be there, also at start (`upkeep.py`). Whoever changes
-rows has the device settled after it; what cannot be is tried again.
+rows has the device settled after it; what cannot be is tried again, each by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Final
 
 import structlog
@@ -23,6 +25,9 @@ log = structlog.get_logger()
 #: A host process may look at the device just when its guest lets go of it.
 _FIRST_RETRY_S: Final = 1.0
 _LAST_RETRY_S: Final = 60.0
+#: Of one class, by `run`: a start may have thousands to look at, and whoever asks for a turn waits
+#: behind no more of them than so.
+_MOST_AT_ONCE: Final = 4
 
 
 def front_of_snapshot(snapshot: Snapshot) -> FrontSpec:
@@ -37,6 +42,9 @@ class ShownSnapshots:
         self._catalog, self._classes = catalog, classes
         self._left: set[str] = set()
         self._more = asyncio.Event()
+        # What `run` is at: set when it is asked for anew.
+        self._under_way: dict[str, asyncio.Event] = {}
+        self._places = {one.name: asyncio.Semaphore(_MOST_AT_ONCE) for one in classes}
 
     async def show(self, snapshot: Snapshot) -> None:
         """Make its device, once a row of `attachments` says that it shall be there.
@@ -66,25 +74,49 @@ class ShownSnapshots:
         self._more.set()
 
     async def run(self) -> None:
-        """Settle what is to be settled, until cancelled."""
-        retry_s = _FIRST_RETRY_S
-        while True:
-            try:
-                async with asyncio.timeout(retry_s if self._left else None):
-                    await self._more.wait()
-                retry_s = _FIRST_RETRY_S
-            except TimeoutError:
-                retry_s = min(retry_s * 2, _LAST_RETRY_S)
-            self._more.clear()
-            for resource_id in sorted(self._left):
-                # First: the rows may change, and this be asked for anew, while it looks.
-                self._left.discard(resource_id)
-                if not await self._is_settled(resource_id):
-                    self._left.add(resource_id)
+        """Settle what is to be settled, until cancelled: each by itself, whatever holds others."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._more.wait()
+                self._more.clear()
+                for resource_id in sorted(self._left):
+                    asked = self._under_way.get(resource_id)
+                    if asked is None:
+                        asked = self._under_way[resource_id] = asyncio.Event()
+                        settling = self._settle_in_line(resource_id, asked)
+                        group.create_task(settling, name=f"device of {resource_id}")
+                    asked.set()
+                self._left.clear()
 
-    async def _is_settled(self, resource_id: str) -> bool:
+    async def _settle_in_line(self, resource_id: str, asked: asyncio.Event) -> None:
+        """Until it is as the rows say; once more if it is asked for anew meanwhile."""
+        retry_s = _FIRST_RETRY_S
         try:
-            await self._settle(resource_id)
+            while asked.is_set():
+                # First: the rows may change, and this be asked for anew, while it looks.
+                asked.clear()
+                if await self._is_settled(resource_id, self._places):
+                    continue
+                try:
+                    async with asyncio.timeout(retry_s):
+                        await asked.wait()
+                    retry_s = _FIRST_RETRY_S
+                except TimeoutError:
+                    retry_s = min(retry_s * 2, _LAST_RETRY_S)
+                    asked.set()
+        finally:
+            del self._under_way[resource_id]
+
+    async def _is_settled(
+        self, resource_id: str, places: Mapping[str, asyncio.Semaphore] | None = None
+    ) -> bool:
+        """Whether it could be; with `places`, in one of its class's."""
+        try:
+            snapshot = await self._catalog.read(lambda tx: tx.snapshot(resource_id))
+            if snapshot is None:
+                return True
+            async with nullcontext() if places is None else places[snapshot.storage_class]:
+                await self._settle(snapshot)
         except BlockdError as err:
             log.info("a snapshot's device is not as it shall be", reason=str(err))
             return False
@@ -93,13 +125,12 @@ class ShownSnapshots:
             return False
         return True
 
-    async def _settle(self, resource_id: str) -> None:
-        snapshot = await self._catalog.read(lambda tx: tx.snapshot(resource_id))
-        if snapshot is None or await self._is_right(snapshot):
+    async def _settle(self, snapshot: Snapshot) -> None:
+        if await self._is_right(snapshot):
             return
         driver = self._classes[snapshot.storage_class].driver
         async with self._classes[snapshot.storage_class].turn_soon():
-            now = await self._catalog.read(lambda tx: tx.snapshot(resource_id))
+            now = await self._catalog.read(lambda tx: tx.snapshot(snapshot.id))
             if now is None or await self._is_right(now):
                 return
             if _is_wanted(now):

@@ -386,7 +386,7 @@ async def test_settling_asked_for_while_one_is_under_way_comes_once_more(
 ) -> None:
     seen: list[str] = []
 
-    async def look(self: ShownSnapshots, resource_id: str) -> bool:
+    async def look(self: ShownSnapshots, resource_id: str, *_: object) -> bool:
         seen.append(resource_id)
         if len(seen) == 1:
             self.settle_soon(resource_id)  # rows have changed since they were read
