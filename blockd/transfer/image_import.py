@@ -51,7 +51,7 @@ class ImageImport:
         """`at_once`: so many GETs are under way."""
         self._store, self._qemu_img, self._image = store, qemu_img, image
         self._progress, self._at_once = progress, at_once
-        progress.total_bytes = image.object_bytes
+        self._left_bytes = progress.total_bytes = image.object_bytes
 
     async def restore(self, target: OpenDisk) -> str:
         """Write it to an empty disk; the content digest of what the disk holds then.
@@ -74,8 +74,14 @@ class ImageImport:
             return await self._into(sink, reader, header, extents)
 
     def _reader(self) -> ObjectReader:
-        on_bytes = self._progress.add
-        return ObjectReader(self._store, self._image, ahead_blocks=self._at_once, on_bytes=on_bytes)
+        ahead, on_bytes = self._at_once, self._came
+        return ObjectReader(self._store, self._image, ahead_blocks=ahead, on_bytes=on_bytes)
+
+    def _came(self, count_bytes: int) -> None:
+        """So many bytes; qemu-img reads some more than once, and those are not progress."""
+        count_bytes = min(count_bytes, self._left_bytes)
+        self._left_bytes -= count_bytes
+        self._progress.add(count_bytes)
 
     async def _plan(self, reader: ObjectReader) -> tuple[ImageHeader, Extents | None]:
         """Its header; where its data lie, None if that is for qemu-img.
@@ -100,7 +106,13 @@ class ImageImport:
             # One more while answers are waited for; near, it would but be in the server's way.
             at_once = self._at_once + reader.is_far
             await copy_extents(extents, object_bytes, reader.fill, sink, at_once=at_once)
-            return await sink.finish()
+        else:
+            await self._convert(sink, reader, header)
+        digest = await sink.finish()
+        self._came(self._left_bytes)  # what nobody had to read
+        return digest
+
+    async def _convert(self, sink: _Sink, reader: ObjectReader, header: ImageHeader) -> None:
         async with served(reader) as reads, served(sink) as writes:
             # L2 tables in as large pieces as there are: each is a question over a socket.
             l2_entry_bytes = min(header.cluster_bytes, CLUSTER_BYTES)
@@ -109,7 +121,6 @@ class ImageImport:
                 Nbd(writes, "raw"),
                 cpu_s=cpu_s(self._image.object_bytes) * 4,
             )
-        return await sink.finish()
 
 
 def _digest(extents: Extents | None) -> ContentDigest:

@@ -57,7 +57,7 @@ class ObjectReader(ReadOnlyExport):
         ahead_blocks: int,
         on_bytes: Callable[[int], None],
     ) -> None:
-        """`ahead_blocks` are fetched before they are asked for; `on_bytes` is told what came."""
+        """`ahead_blocks` are fetched before they are asked for; `on_bytes` hears how much came."""
         self.size_bytes = -(-image.object_bytes // SECTOR_BYTES) * SECTOR_BYTES
         self._store, self._image, self._on_bytes = store, image, on_bytes
         self._ahead_blocks = ahead_blocks
@@ -86,14 +86,16 @@ class ObjectReader(ReadOnlyExport):
     async def table(self, offset: int, length: int) -> Buffer:
         """The bytes of a range; the object's first block is kept, as tables follow the header.
 
+        Others are not told to `on_bytes`: those among the data come once more, with these.
+
         Raises:
             ObjectStoreError: the object changed, or cannot be had.
         """
         if offset + length <= min(_BLOCK_BYTES, self.size_bytes):
             return memoryview(await asyncio.shield(self._block(0)))[offset : offset + length]
-        return await self._get(offset, length)
+        return await self._get(offset, length, is_told=False)
 
-    async def fill(self, offset: int, into: memoryview) -> None:
+    async def fill(self, offset: int, into: memoryview, *, is_told: bool = True) -> None:
         """Bring the bytes of a range into memory: those of a first block that is kept, and others.
 
         Raises:
@@ -113,7 +115,8 @@ class ObjectReader(ReadOnlyExport):
             )
         image = self._image
         await self._store.read(image.bucket, image.key, image.etag, offset, into)
-        self._on_bytes(len(into))
+        if is_told:
+            self._on_bytes(len(into))
 
     async def read(self, offset: int, length: int) -> Sequence[Buffer]:
         """The bytes of a range, in pieces of blocks.
@@ -167,11 +170,11 @@ class ObjectReader(ReadOnlyExport):
         found = await self._get(begin, end - begin)
         return memoryview(found)[offset - begin :][:length]
 
-    async def _get(self, offset: int, length: int) -> bytearray:
+    async def _get(self, offset: int, length: int, *, is_told: bool = True) -> bytearray:
         found = bytearray(length)
         there = max(min(length, self._image.object_bytes - offset), 0)
         with memoryview(found) as view, view[:there] as into:
-            await self.fill(offset, into)
+            await self.fill(offset, into, is_told=is_told)
         return found
 
     def _forget(self) -> None:

@@ -43,12 +43,17 @@ class FileStore:
 
 @dataclass(frozen=True)
 class Imported:
-    """What came of an import: digests of the disk, and of the image when it was only verified."""
+    """What came of an import: digests of the disk, and of the image when it was only verified.
+
+    Attributes:
+        progress: of both: each number of bytes done that was to be seen.
+    """
 
     digest: str
     verified: str
     went_through_qemu_img: bool
     store: FileStore
+    progress: tuple[list[int], list[int]]
 
 
 def header_of(path: Path) -> ImageHeader:
@@ -91,10 +96,14 @@ async def import_file(path: Path, target: Path, *, by_qemu_img: bool = False) ->
     image = ImageFacts("bucket", "key", "etag", path.stat().st_size, size_bytes, None)
     store, qemu_img = FileStore(path), _Watched(GIB)
     with mock.patch.object(image_import, "read_extents", _never_plain if by_qemu_img else read):
-        importing = ImageImport(cast("ObjectStore", store), qemu_img, image, Progress(), at_once=4)
+        restored, looked_at = _Seen(), _Seen()
+        objects = cast("ObjectStore", store)
+        importing = ImageImport(objects, qemu_img, image, restored, at_once=4)
         digest = await importing.restore(OpenDisk(str(target), size_bytes))
-        verified = await importing.verify()
-    return Imported(digest, verified, qemu_img.runs > 0, store)
+        verifying = ImageImport(objects, qemu_img, image, looked_at, at_once=4)
+        verified = await verifying.verify()
+    seen = (restored.seen, looked_at.seen)
+    return Imported(digest, verified, qemu_img.runs > 0, store, seen)
 
 
 read = read_extents
@@ -102,6 +111,19 @@ read = read_extents
 
 async def _never_plain(*_: object, ahead: int) -> Extents:
     raise NotPlain("a test says so")
+
+
+class _Seen(Progress):
+    """Keeps what was to be seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def add(self, count_bytes: int) -> None:
+        """See `Progress`."""
+        super().add(count_bytes)
+        self.seen.append(self.done_bytes)
 
 
 class _Watched(QemuImg):

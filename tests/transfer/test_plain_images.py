@@ -201,6 +201,9 @@ async def both(path: Path, folder: Path) -> Imported:
     assert compared.went_through_qemu_img
     size = header_of(path).virtual_size_bytes
     qemu("cmp", "-n", size, ours, theirs)
+    for seen in (*imported.progress, *compared.progress):
+        assert seen == sorted(seen)
+        assert seen[-1] == path.stat().st_size
     digests = {imported.digest, imported.verified, compared.digest, compared.verified}
     assert len(digests) == 1
     # A cluster of the digest is written as a whole.
