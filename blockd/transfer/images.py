@@ -222,7 +222,8 @@ class Images:
     ) -> MultipartUpload:
         """The upload of an earlier attempt if it can go on, else a new one."""
         if order.upload_id is not None and order.part_bytes is not None:
-            if may_resume:
+            # Parts were as odd as their setting once; then they end within clusters.
+            if may_resume and order.part_bytes % CLUSTER_BYTES == 0:
                 try:
                     has = await self._store.list_parts(order.bucket, order.key, order.upload_id)
                 except UploadGone:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
@@ -22,6 +21,7 @@ from blockd.transfer.pages import pages
 from blockd.transfer.parts import PartsWriter
 from blockd.transfer.qcow2_plan import TargetPlan
 from blockd.transfer.s3_answers import Part
+from blockd.transfer.threads import threads
 
 log = structlog.get_logger()
 
@@ -83,7 +83,7 @@ class PlannedImage:
         """
         loop, begin = asyncio.get_running_loop(), first * self._part_bytes
         # One thread: clusters are hashed in their order, while the next part is read.
-        with ThreadPoolExecutor(1, "content-digest") as hashing:
+        async with threads(1, "content-digest") as hashing:
             while True:
                 part, length = await parts.buffer(), min(self._part_bytes, self.size_bytes - begin)
                 data = memoryview(part)[:length]
@@ -104,25 +104,34 @@ class PlannedImage:
 
     async def _fill(self, begin: int, into: memoryview) -> None:
         """Make the bytes from `begin` on, as many as `into` takes; it holds whatever it held."""
-        slices = range(0, len(into), _SLICE_BYTES)
-        await self._disk.do_all(
-            [partial(self._make, begin + at, into[at : at + _SLICE_BYTES]) for at in slices]
-        )
+        data_at = self._data_at(begin, len(into))
+        # Tables in one thread: several would but take turns, and the loop waits among them.
+        works = [partial(self._make_tables, begin, into[:data_at])] if data_at else []
+        works += [
+            partial(self._read, begin + at, into[at : at + _SLICE_BYTES])
+            for at in range(data_at, len(into), _SLICE_BYTES)
+        ]
+        await self._disk.do_all(works)
+
+    def _data_at(self, begin: int, length: int) -> int:
+        """Where in a range of the image its data begin."""
+        return min(max(self._plan.data_start_bytes - begin, 0), length)
 
     # in threads
 
-    def _make(self, begin: int, into: memoryview) -> None:
-        at = min(max(self._plan.data_start_bytes - begin, 0), len(into))
-        if at:
-            into[:at] = self._plan.tables(begin, at)
-        for first, count in self._runs(begin + at, begin + len(into)):
+    def _make_tables(self, begin: int, into: memoryview) -> None:
+        into[:] = self._plan.tables(begin, len(into))
+
+    def _read(self, begin: int, into: memoryview) -> None:
+        at = 0
+        for first, count in self._runs(begin, begin + len(into)):
             piece = into[at : at + count * CLUSTER_BYTES]
             self._disk.read(first * CLUSTER_BYTES, piece)
             at += len(piece)
 
     def _hash(self, digest: ContentDigest, begin: int, data: memoryview) -> None:
         """Add the data clusters of a range that was made."""
-        at = min(max(self._plan.data_start_bytes - begin, 0), len(data))
+        at = self._data_at(begin, len(data))
         for first, count in self._runs(begin + at, begin + len(data)):
             digest.add(first, data[at : at + count * CLUSTER_BYTES])
             at += count * CLUSTER_BYTES

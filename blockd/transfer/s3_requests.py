@@ -125,8 +125,11 @@ class Requests:
             date=now,
         )
         async with (
-            # For what aiohttp does not watch: a server that stops taking our bytes.
-            asyncio.timeout(_SILENCE_S) as silence,
+            # For what aiohttp does not watch: a server that stops taking our bytes. Of a short body
+            # all is taken at once, and its answer may be long in coming: S3 joins parts meanwhile.
+            asyncio.timeout(
+                _ANSWER_S if body and isinstance(body, bytes) else _SILENCE_S
+            ) as silence,
             self._session.request(
                 method,
                 URL(url, encoded=True),  # the signature is over these very characters

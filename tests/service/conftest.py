@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from blockd.transfer import s3_requests
 from tests.support.faulty_store import FaultyStore
 from tests.support.libvirt_daemon import LibvirtDaemon, libvirt_daemon
 from tests.support.object_store import BUCKET, Server, object_store
@@ -31,3 +32,10 @@ async def store(server: Server) -> AsyncIterator[FaultyStore]:
 def libvirtd() -> Iterator[LibvirtDaemon]:
     with libvirt_daemon() as daemon:
         yield daemon
+
+
+@pytest.fixture
+def quick_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that hangs is noticed within a moment."""
+    for name in ("_SILENCE_S", "_ANSWER_S"):
+        monkeypatch.setattr(s3_requests, name, 2.0)

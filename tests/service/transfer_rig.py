@@ -125,3 +125,19 @@ def check_image(image: Path, disk: Path) -> None:
     subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", image], check=True, timeout=60)
     compare = ["qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", image, disk]
     subprocess.run(compare, check=True, timeout=60)
+
+
+async def qemu_img_pid() -> int:
+    """The process id of our own qemu-img, once it runs: a child of the jail that is our child."""
+    async with asyncio.timeout(20):
+        while True:
+            for jail in _children(os.getpid()):
+                for child in _children(jail):
+                    if Path(f"/proc/{child}/comm").read_text() == "qemu-img\n":
+                        return child
+            await asyncio.sleep(0.005)
+
+
+def _children(pid: int) -> list[int]:
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for listed in lists for child in listed.read_text().split()]

@@ -173,3 +173,13 @@ def _reset(request: web.Request, answer: web.StreamResponse | None = None) -> we
     if request.transport is not None:
         request.transport.abort()
     return answer or web.Response()
+
+
+def is_part(number: int) -> Matches:
+    """For `Fault`: whether a request sends this part."""
+    return lambda kind: kind == f"PUT part {number}"
+
+
+def is_any(word: str) -> Matches:
+    """For `Fault`: whether a request is of this kind, `PUT`, `POST upload` and the like."""
+    return lambda kind: kind == word or kind.startswith(f"{word} ")

@@ -53,15 +53,20 @@ class Server:
 
 
 def make_disk(path: Path, size_bytes: int, clusters: set[int]) -> Allocation:
-    """Noise, zeros in every seventh cluster; noise, too, where nothing is allocated, and behind."""
+    """Noise with runs of 4 KiB of zeros, every seventh cluster all zeros; noise, too, where nothing
+    is allocated, and behind the end.
+    """
     chance, allocation = random.Random(size_bytes), Allocation(size_bytes)
     with path.open("wb") as file:
         file.write(chance.randbytes((size_bytes // CLUSTER_BYTES + 2) * CLUSTER_BYTES))
         for cluster in clusters:
             allocation.add(cluster * CLUSTER_BYTES, CLUSTER_BYTES)
+            begin = cluster * CLUSTER_BYTES
+            file.seek(begin + 4096 * (cluster % 16))
+            file.write(bytes(4096))
             if cluster % 7 == 0:
-                file.seek(cluster * CLUSTER_BYTES)
-                file.write(bytes(min(CLUSTER_BYTES, size_bytes - cluster * CLUSTER_BYTES)))
+                file.seek(begin)
+                file.write(bytes(min(CLUSTER_BYTES, size_bytes - begin)))
     return allocation
 
 
