@@ -145,6 +145,15 @@ class Hypervisors:
             CALL_S,
         )
 
+    async def ask_agent(self, guest: GuestKey, timeout_s: float) -> None:
+        """See that the guest agent answers, whatever it says; nothing is done.
+
+        Raises:
+            GuestRefused: it says nothing, or libvirt has no connection to it.
+            HypervisorUnreachable: libvirt does not answer.
+        """
+        await self._ask(guest, "ask the agent", libvirt_domain.ask_agent, timeout_s)
+
     async def freeze(self, guest: GuestKey, timeout_s: float) -> int:
         """Have the guest agent freeze all file systems; answers how many are.
 

@@ -177,7 +177,7 @@ class Connection:
                 try:
                     guest = self._describe(self._uri, domain)
                 except Exception as err:
-                    if _is_cut(err):
+                    if is_cut(err):
                         raise
                     unseen[GuestKey(self._uri, domain.UUIDString())] = _reason(err)
                     lines.append(
@@ -282,12 +282,12 @@ class Connection:
                 f"libvirt {self._uri}: {what}: no answer within {timeout_s:g} s"
             ) from None
         except libvirt.libvirtError as err:
-            if _is_cut(err):
+            if is_cut(err):
                 raise HypervisorUnreachable(f"libvirt {self._uri}: {_reason(err)}") from err
             raise GuestRefused(f"{what}: {_reason(err)}") from err
 
 
-def _is_cut(error: Exception) -> bool:
+def is_cut(error: Exception) -> bool:
     """Whether it is the connection's, and not about what was asked."""
     libvirt = bindings()
     return (

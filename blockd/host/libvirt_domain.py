@@ -14,7 +14,7 @@ from blockd.host.domain_xml import (
     has_agent_channel,
     targets,
 )
-from blockd.host.libvirt_connection import bindings
+from blockd.host.libvirt_connection import bindings, is_cut
 
 
 def describe(uri: str, domain: Any) -> Guest | None:
@@ -104,6 +104,19 @@ def limit(domain: Any, volume_id: str, iops: int | None) -> None:
         for disk in _disks(domain, volume_id, live=live):
             if disk.iops != iops:
                 domain.setBlockIoTune(disk.target, {"total_iops_sec": iops or 0}, flag)
+
+
+def ask_agent(domain: Any) -> None:
+    """See `Hypervisors.ask_agent`: it is asked for the time.
+
+    Only silence counts. An agent that is frozen, or may not tell the time, says so.
+    """
+    libvirt = bindings()
+    try:
+        domain.getTime()
+    except libvirt.libvirtError as err:
+        if is_cut(err) or err.get_error_code() == libvirt.VIR_ERR_AGENT_UNRESPONSIVE:
+            raise
 
 
 def _disks(domain: Any, volume_id: str, *, live: bool) -> list[FrontDisk]:

@@ -23,13 +23,12 @@ from blockd.domain.errors import (
     BlockdError,
     CatalogUnavailable,
     FreezeNotBegun,
-    GuestRefused,
-    HypervisorUnreachable,
     StorageError,
 )
-from blockd.domain.guest import AttachmentStatus, Guest, GuestKey
+from blockd.domain.guest import Guest, GuestKey
 from blockd.domain.snapshot import Quiesce
 from blockd.service.guest_ports import Hypervisors, ThawWatchdog
+from blockd.service.guests_to_freeze import GuestsToFreeze, volumes_of
 from blockd.service.quiet import Quiet
 
 log = structlog.get_logger()
@@ -59,6 +58,7 @@ class Freezes:
         """
         self._catalog, self._hypervisors, self._watchdog = catalog, hypervisors, watchdog
         self._max_freeze_s, self._agent_timeout_s = max_freeze_s, agent_timeout_s
+        self._guests = GuestsToFreeze(catalog, hypervisors, agent_timeout_s)
         self._thawing: dict[GuestKey, asyncio.Task[None]] = {}
         self._names: dict[GuestKey, str] = {}
         # Who freezes a guest, or thaws it later, has it for himself: volumes of two classes may be
@@ -88,22 +88,8 @@ class Freezes:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def check(self, volume_ids: Sequence[str]) -> None:
-        """See, before anything is promised, that every guest of these volumes can be frozen.
-
-        Raises:
-            GuestRefused: one has no agent, or is paused, or no running guest has one of them.
-            HypervisorUnreachable: libvirt does not answer.
-        """
-        guests = await self._guests(volume_ids)
-        for volume_id in volume_ids:
-            if volume_id not in _volumes_of(guests):
-                raise GuestRefused(
-                    f"quiesce: no running guest has volume {volume_id}, so there is nobody to be "
-                    "quiet: ask for quiesce auto or none"
-                )
-        for guest in guests:
-            if (why := _obstacle(guest)) is not None:
-                raise GuestRefused(f"quiesce: domain {guest.name} {why}")
+        """See `GuestsToFreeze.check`."""
+        await self._guests.check(volume_ids)
 
     @asynccontextmanager
     async def quiet(self, volume_ids: Sequence[str], quiesce: Quiesce) -> AsyncIterator[Quiet]:
@@ -118,8 +104,8 @@ class Freezes:
                 raise StorageError("quiesce: no guest is known: see [libvirt] uris")
             yield quiet
             return
-        guests = await self._to_freeze(volume_ids, quiet)
-        quiet.volume_ids = _volumes_of(guests).intersection(volume_ids)
+        guests = await self._guests.able(volume_ids, quiet, quiesce)
+        quiet.volume_ids = volumes_of(guests).intersection(volume_ids)
         if quiesce is Quiesce.REQUIRE:
             without = sorted(quiet.volume_ids.symmetric_difference(volume_ids))
             if quiet.reason is not None or without:
@@ -173,41 +159,6 @@ class Freezes:
         for guest in guests:
             if quiet.reason is None and (thawed.get(guest.key) or 0) < (counts[guest.key] or 0):
                 quiet.spoil(f"domain {guest.name} was thawed by somebody else meanwhile")
-
-    async def _to_freeze(self, volume_ids: Sequence[str], quiet: Quiet) -> list[Guest]:
-        """Those that can be; `quiet.reason` says why not all."""
-        try:
-            async with asyncio.timeout(self._agent_timeout_s * 2):
-                guests = await self._guests(volume_ids)
-        except (GuestRefused, HypervisorUnreachable) as err:
-            quiet.reason = str(err)
-            return []
-        except TimeoutError:
-            quiet.reason = "libvirt does not answer"
-            return []
-        except Exception as err:  # whatever it is: a snapshot is not to fail for the guest's sake
-            log.exception("guests not known")
-            quiet.reason = f"what guests have the volume is not known: {err}"
-            return []
-        able = []
-        for guest in guests:
-            if (why := _obstacle(guest)) is None:
-                able.append(guest)
-            else:
-                quiet.reason = f"domain {guest.name} {why}"
-        return able
-
-    async def _guests(self, volume_ids: Sequence[str]) -> list[Guest]:
-        """The active guests that have one of the volumes: as libvirt says now."""
-        wanted = set(volume_ids)
-        rows = await self._catalog.read(lambda tx: tx.attachments.all())
-        keys = {
-            one.guest
-            for one in rows
-            if one.volume_id in wanted and one.status is not AttachmentStatus.ATTACHING
-        }
-        found = await asyncio.gather(*(self._hypervisors.guest(key) for key in keys))
-        return [guest for guest in found if guest is not None and _has_live(guest, wanted)]
 
     async def _journal(self, guests: Sequence[Guest]) -> str | None:
         """From here on each is thawed, whatever happens; else, why none of them may be frozen."""
@@ -368,21 +319,3 @@ class Freezes:
             log.warning("guest not seen", domain=self._names.get(guest), reason=str(err))
             return False
         return found is None or not found.is_active
-
-
-def _has_live(guest: Guest, volume_ids: set[str]) -> bool:
-    return guest.is_active and not _volumes_of([guest]).isdisjoint(volume_ids)
-
-
-def _volumes_of(guests: Sequence[Guest]) -> frozenset[str]:
-    """Those that they have now, and not in their definition alone."""
-    return frozenset(disk.volume_id for guest in guests for disk in guest.disks if disk.live)
-
-
-def _obstacle(guest: Guest) -> str | None:
-    """Why it cannot be frozen."""
-    if guest.is_paused:
-        return "is paused, so its agent cannot answer: resume it"
-    if not guest.has_agent:
-        return "has no guest agent connected: install qemu-guest-agent in it"
-    return None

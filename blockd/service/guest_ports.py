@@ -64,6 +64,14 @@ class Hypervisors(Protocol):
     async def limit(self, guest: GuestKey, volume_id: str, iops: int) -> None:
         """Bound the disk's operations a second. Raises as `attach`."""
 
+    async def ask_agent(self, guest: GuestKey, timeout_s: float) -> None:
+        """See that the guest agent answers, whatever it says; nothing is done.
+
+        Raises:
+            GuestRefused: it says nothing, or libvirt has no connection to it.
+            HypervisorUnreachable: libvirt does not answer.
+        """
+
     async def freeze(self, guest: GuestKey, timeout_s: float) -> int:
         """Have the guest agent freeze all file systems; answers how many are.
 

@@ -228,6 +228,26 @@ def test_disk_attached_by_hand_and_libvirtd_killed(
         assert volume(api, id_)["status"] == "available"
 
 
+def test_quiet_snapshot_right_after_libvirtd_came_back(
+    here: Place, machine: VirtualMachine, libvirtd: QemuLibvirtd
+) -> None:
+    with Daemon(here) as daemon:
+        api = daemon.api
+        id_ = api.create_volume("data", 32 * MIB)
+        attach(api, id_)
+        machine.shell(f"mkfs.ext4 -q -F {machine.disk(id_)} && mount {machine.disk(id_)} /mnt")
+        for _ in range(3):
+            libvirtd.kill()
+            until(lambda: any("libvirt" in line for line in api.host("GET", "health")["problems"]))
+            libvirtd.start()
+            with timed("quiet snapshot after a restart of libvirtd"):
+                quiet = snapshot(api, id_, "require")
+            assert (quiet["error"], quiet["consistency"]) == (None, "filesystem")
+        machine.reconnect()
+        machine.shell("umount /mnt")
+        detach(api, id_)
+
+
 def test_detachment_cut_short_goes_on_when_libvirtd_is_back(
     here: Place, machine: VirtualMachine, libvirtd: QemuLibvirtd
 ) -> None:

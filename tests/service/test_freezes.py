@@ -20,7 +20,7 @@ import pytest
 
 from blockd.domain.errors import GuestRefused, StorageError
 from blockd.domain.group import NewGroup
-from blockd.domain.guest import Guest, GuestKey
+from blockd.domain.guest import GuestKey
 from blockd.domain.snapshot import Consistency, NewSnapshot, Quiesce, Snapshot
 from blockd.domain.states import Status
 from blockd.domain.volume import Volume
@@ -191,7 +191,7 @@ async def test_guest_that_cannot_be_thawed_is_not_waited_for(
 ) -> None:
     _, volume = await guest_with_volume(run, libvirtd)
     freezes = run.service.snapshots._freezes
-    (guest,) = await freezes._guests([volume.id])
+    (guest,) = await freezes._guests._having([volume.id])
     freezes._names[guest.key] = guest.name
     async with freezes._locks[guest.key]:  # an attempt at it is under way, and hangs
         freezes._thaw_later(guest.key, guest.name)
@@ -298,15 +298,14 @@ async def test_freeze_that_comes_late_is_thawed_though_a_thaw_came_before(
     run: Running, libvirtd: LibvirtDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     domain, volume = await guest_with_volume(run, libvirtd)
-    look = Hypervisors.guest
+    ask = Hypervisors.ask_agent
 
-    async def look_and_hang(self: Hypervisors, key: GuestKey) -> Guest | None:
-        found = await look(self, key)
+    async def ask_and_hang(self: Hypervisors, key: GuestKey, timeout_s: float) -> None:
+        await ask(self, key, timeout_s)
         libvirtd.hang()  # so that freeze and thaw are both on their way when it goes on
-        return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(Hypervisors, "guest", look_and_hang)
+        patch.setattr(Hypervisors, "ask_agent", ask_and_hang)
         made = await taken(run, await snapshot(run, volume))
     assert (made.status, made.consistency) == (Status.AVAILABLE, Consistency.CRASH)
     libvirtd.go_on()
