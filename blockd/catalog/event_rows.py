@@ -19,13 +19,22 @@ class EventRows:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._sql = connection
 
-    def tell_of_volume(self, volume_id: str, project_id: str, status: Status) -> None:
-        """A volume is seen otherwise now, though its row has not changed."""
+    def tell(self, kind: EventKind, resource_id: str, project_id: str, status: Status) -> None:
+        """A resource is seen otherwise now, though its row has not changed."""
         self._sql.execute(
             "INSERT INTO events (at, kind, resource_id, project_id, what, status)"
             " VALUES (?, ?, ?, ?, ?, ?)",
-            [now_timestamp(), EventKind.VOLUME, volume_id, project_id, What.CHANGED, status],
+            [now_timestamp(), kind, resource_id, project_id, What.CHANGED, status],
         )
+
+    def told_in_error(self) -> set[str]:
+        """The volumes and snapshots whose last event that is known says that they are in error."""
+        rows = self._sql.execute(
+            "SELECT resource_id FROM events e WHERE status = ? AND NOT EXISTS (SELECT 1"
+            " FROM events l WHERE l.resource_id = e.resource_id AND l.sequence > e.sequence)",
+            [Status.ERROR],
+        )
+        return {str(resource_id) for (resource_id,) in rows}
 
     def newest(self) -> Place:
         """The end of the history, as of this transaction."""
@@ -54,7 +63,8 @@ class EventRows:
         rows = self._sql.execute(
             "SELECT e.sequence, e.at, e.kind, e.resource_id, e.project_id, e.what, e.status,"
             " coalesce(v.name, s.name), coalesce(v.status, s.status, j.state),"
-            " coalesce(v.error, s.error, j.error), v.storage_class,"
+            " coalesce(v.error, s.error, j.error), coalesce(v.storage_class, s.storage_class),"
+            " coalesce(v.disk, s.disk),"
             " EXISTS (SELECT 1 FROM attachments a WHERE a.resource_id = coalesce(v.id, s.id))"
             " FROM events e"
             " LEFT JOIN volumes v ON e.kind = 'volume' AND v.id = e.resource_id"
@@ -72,7 +82,7 @@ class EventRows:
                 row[4],
                 What(row[5]),
                 row[6],
-                None if row[8] is None else ResourceNow(*row[7:12]),
+                None if row[8] is None else ResourceNow(*row[7:13]),
             )
             for row in rows
         ]

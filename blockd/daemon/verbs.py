@@ -224,7 +224,7 @@ async def open_service(
                         jobs,
                         max_import_bytes=config.transfers.max_import_size,
                     ),
-                    events=Events(catalog, classes.is_open),
+                    events=Events(catalog, classes),
                     doctor=doctor,
                     backups=backups,
                     pool_repair=PoolRepair(classes, guard, backups),

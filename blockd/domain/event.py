@@ -31,7 +31,7 @@ class ResourceNow:
     """A resource as the catalog has it; a job has no name, and its state for a status.
 
     Attributes:
-        storage_class: of a volume alone.
+        storage_class: of a volume or a snapshot, and so `disk`, the LV with its bytes.
         is_attached: a guest has the volume, or the snapshot.
     """
 
@@ -39,6 +39,7 @@ class ResourceNow:
     status: str
     error: str | None
     storage_class: str | None = None
+    disk: str | None = None
     is_attached: bool = False
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
 from blockd.catalog import Catalog, Transaction
 from blockd.domain.errors import Unavailable
-from blockd.domain.event import Event, EventFilter, Place
+from blockd.domain.event import Event, EventFilter, EventKind, Place
 from blockd.domain.states import Status
+from blockd.service.classes import StorageClasses
+from blockd.service.missing_told import SEEN_IN_ERROR
 
 #: Each holds a connection, and reads the catalog after each commit.
 _MOST_FOLLOWERS: Final = 64
@@ -38,9 +40,8 @@ class News:
 class Events:
     """Who follows holds nothing here but an `asyncio.Event`, set whenever there may be more."""
 
-    def __init__(self, catalog: Catalog, is_open: Callable[[str, str], bool]) -> None:
-        """`is_open` is asked with a storage class and a volume's id."""
-        self._catalog, self._is_open = catalog, is_open
+    def __init__(self, catalog: Catalog, classes: StorageClasses) -> None:
+        self._catalog, self._classes = catalog, classes
         self._followers: set[asyncio.Event] = set()
         catalog.told.append(self._wake)
 
@@ -87,14 +88,19 @@ class Events:
         return await self._catalog.read(look)
 
     def _seen(self, event: Event) -> Event:
-        """With the resource as a reader would see it: what somebody has is in use."""
+        """With the resource as a reader would see it: in error without its disk, or in use."""
         now = event.resource
-        if now is None or now.status != Status.AVAILABLE:
+        if now is None or now.storage_class is None or now.disk is None:
             return event
-        is_open = now.storage_class is not None and self._is_open(
+        if now.status not in SEEN_IN_ERROR[event.kind]:
+            return event
+        why = self._classes[now.storage_class].why_missing(now.disk)
+        if why is not None:
+            return replace(event, resource=replace(now, status=Status.ERROR, error=why))
+        is_open = event.kind is EventKind.VOLUME and self._classes.is_open(
             now.storage_class, event.resource_id
         )
-        if not (now.is_attached or is_open):
+        if now.status != Status.AVAILABLE or not (now.is_attached or is_open):
             return event
         return replace(event, resource=replace(now, status=Status.IN_USE))
 

@@ -19,6 +19,7 @@ from blockd.catalog import Catalog, Transaction
 from blockd.domain.errors import CatalogUnavailable, InUse
 from blockd.domain.front import FrontSpec
 from blockd.service.classes import StorageClass, StorageClasses
+from blockd.service.missing_told import tell_of_missing
 from blockd.service.shown_snapshots import front_of_snapshot
 from blockd.service.steps import front_of
 
@@ -100,12 +101,16 @@ class Upkeep:
         there = await driver.disks()
         wanted = await self._catalog.read(partial(_wanted, storage_class))
         missing = {disk: whose for disk, whose in wanted.disks.items() if disk not in there}
-        storage_class.missing = frozenset(missing)
+        before, storage_class.missing = storage_class.missing, frozenset(missing)
         # What is not there is not looked for each time: the driver hears of its return.
         fronts = [front for front in wanted.fronts if front.disk not in missing]
         self._set_up_for[name] = {front.volume_id for front in fronts}
         hidden = [disk for disk in wanted.hidden if disk not in missing]
         self._to_retry[name] = list(await driver.start(fronts, hidden))
+        try:
+            await tell_of_missing(self._catalog, storage_class, before)
+        except CatalogUnavailable as err:
+            self._to_retry[name] = [*self._to_retry[name], f"disks gone or back not told: {err}"]
         problems = [f"{whose}: its LV {disk} is gone" for disk, whose in missing.items()]
         problems += self._to_retry[name]
         known = self.problems.get(name, ())

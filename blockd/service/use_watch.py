@@ -14,6 +14,7 @@ import structlog
 
 from blockd.catalog import Catalog, Transaction
 from blockd.domain.errors import BlockdError
+from blockd.domain.event import EventKind
 from blockd.domain.states import AVAILABLE, seen_status
 from blockd.domain.volume import Volume
 from blockd.service.classes import StorageClasses
@@ -65,7 +66,8 @@ class UseWatch:
         if self._generation != (now := self._catalog.generation):
             self._rows = await self._catalog.read(self._at_rest)
             self._generation = now
-        rows = self._rows
+        # What has lost its disk is in error (`missing_told.py`), whoever holds what is left of it.
+        rows = [row for row in self._rows if self._classes.why_missing(row) is None]
         seen = {row.id: self._classes.is_open(row.storage_class, row.id) for row in rows}
         # What has come to rest since was told of as available. What is open at the start was so.
         before = seen if self._open is None else self._open
@@ -90,4 +92,4 @@ def _tell(tx: Transaction, volume_ids: list[str], is_open: dict[str, bool]) -> N
         # One that is not at rest any more has had its own event; a guest's is in use in any case.
         if volume is not None and volume.status is AVAILABLE and not volume.attachments:
             status = seen_status(AVAILABLE, is_open=is_open[volume_id])
-            tx.events.tell_of_volume(volume_id, volume.project_id, status)
+            tx.events.tell(EventKind.VOLUME, volume_id, volume.project_id, status)

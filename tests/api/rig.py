@@ -204,7 +204,7 @@ async def service_over_files(
             ),
             Answers(catalog),
             Transfers(catalog, classes, trash, tenancy, images, jobs, max_import_bytes=100 * GIB),
-            Events(catalog, classes.is_open),
+            Events(catalog, classes),
             doctor,
             backups,
             PoolRepair(classes, guard, backups),

@@ -54,8 +54,8 @@ async def is_well(run: Running) -> bool:
 class Hidden:
     """A disk and its front, taken away behind the daemon's back."""
 
-    def __init__(self, root: Path, row: Volume | Snapshot) -> None:
-        self._tag, self._aside = root / "tags" / row.disk, root / "aside"
+    def __init__(self, root: Path, row: Volume | Snapshot, aside: str = "aside") -> None:
+        self._tag, self._aside = root / "tags" / row.disk, root / aside
         self._tag.rename(self._aside)
         (root / "dev" / row.id).unlink(missing_ok=True)
 
