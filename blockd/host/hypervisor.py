@@ -12,7 +12,8 @@ from typing import Any, Final, TypeVar
 from blockd.domain.errors import FreezeNotBegun, GuestRefused, HypervisorUnreachable
 from blockd.domain.guest import DiskOrder, Guest, GuestKey, Sighting
 from blockd.host import libvirt_domain
-from blockd.host.libvirt_connection import CALL_S, Connection, event_loop
+from blockd.host.libvirt_connection import CALL_S, Connection
+from blockd.host.libvirt_events import event_loop
 
 T = TypeVar("T")
 

@@ -1,8 +1,8 @@
-"""A connection to libvirt, kept, and the event loop behind it.
+"""A connection to libvirt, kept.
 
-libvirt's own event loop runs in a thread, and so does every call. libvirtaio, the asyncio glue that
-comes with libvirt-python, calls asyncio from whichever thread libvirt is called in, which asyncio
-does not allow (decision 22).
+libvirt's own event loop runs in a thread (`libvirt_events.py`), and so does every call. libvirtaio,
+the asyncio glue that comes with libvirt-python, calls asyncio from whichever thread libvirt is
+called in, which asyncio does not allow (decision 22).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Connection:
             try:
                 self._kept, closed = await self._open()
             except Exception as err:  # noqa: BLE001 - whatever it is, it is tried again
-                self._lost(_reason(err))
+                self._lost(reason_of(err))
                 await asyncio.sleep(retry_s)
                 retry_s = min(retry_s * 2, _LAST_RETRY_S)
                 continue
@@ -179,10 +179,10 @@ class Connection:
                 except Exception as err:
                     if is_cut(err):
                         raise
-                    unseen[GuestKey(self._uri, domain.UUIDString())] = _reason(err)
+                    unseen[GuestKey(self._uri, domain.UUIDString())] = reason_of(err)
                     lines.append(
                         f"libvirt {self._uri}: domain {domain.name()}: what it has is not known: "
-                        f"{_reason(err)}"
+                        f"{reason_of(err)}"
                     )
                     continue
                 if guest is not None:
@@ -190,7 +190,7 @@ class Connection:
             return Sighting(tuple(guests), unseen), lines
 
         what = "list the domains"
-        with self._errors(what, CALL_S):
+        with self._errors(what, CALL_S), self._silence_told():
             async with asyncio.timeout(CALL_S):
                 while self._listing is not None and not self._listing.done():
                     await asyncio.wait([self._listing])
@@ -201,6 +201,16 @@ class Connection:
                 found, lines = await asyncio.shield(listing)
                 self.unseen = tuple(lines)
                 return found
+
+    @contextmanager
+    def _silence_told(self) -> Iterator[None]:
+        """A libvirtd that keeps the connection alive, and does not answer, is nowhere else seen."""
+        try:
+            yield
+        except TimeoutError:
+            line = f"libvirt {self._uri}: list the domains: no answer within {CALL_S:g} s"
+            self.unseen = (f"{line}: guests are as they were seen last; is a domain stuck?",)
+            raise
 
     async def guest(self, domain_id: str) -> Guest | None:
         """See `Hypervisors.guest`."""
@@ -257,7 +267,10 @@ class Connection:
         """`work` with a connection of its own, in a thread."""
 
         def ask() -> T:
-            connection = _connect(self._uri)
+            try:
+                connection = _connect(self._uri)
+            except bindings().libvirtError as err:  # whichever: no guest was asked anything
+                raise HypervisorUnreachable(f"libvirt {self._uri}: {reason_of(err)}") from None
             try:
                 return work(connection)
             finally:
@@ -283,8 +296,8 @@ class Connection:
             ) from None
         except libvirt.libvirtError as err:
             if is_cut(err):
-                raise HypervisorUnreachable(f"libvirt {self._uri}: {_reason(err)}") from err
-            raise GuestRefused(f"{what}: {_reason(err)}") from err
+                raise HypervisorUnreachable(f"libvirt {self._uri}: {reason_of(err)}") from err
+            raise GuestRefused(f"{what}: {reason_of(err)}") from err
 
 
 def is_cut(error: Exception) -> bool:
@@ -354,7 +367,7 @@ def bindings() -> Any:
     return libvirt
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """libvirt's own words, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -362,31 +375,3 @@ def _reason(error: BaseException) -> str:
 def _close(connection: Any) -> None:
     with suppress(bindings().libvirtError):
         connection.close()
-
-
-@contextmanager
-def event_loop() -> Iterator[None]:
-    """libvirt's event loop in a thread, without which there are no events and no keepalive."""
-    libvirt = bindings()
-    libvirt.registerErrorHandler(lambda *_: None, None)  # else it writes to stderr by itself
-    libvirt.virEventRegisterDefaultImpl()
-    ends = threading.Event()
-
-    def run() -> None:
-        while not ends.is_set():
-            try:
-                libvirt.virEventRunDefaultImpl()
-            except libvirt.libvirtError as err:  # without it there is no event ever more
-                log.warning("libvirt's event loop", reason=_reason(err))
-                ends.wait(_FIRST_RETRY_S)
-
-    timer = libvirt.virEventAddTimeout(-1, lambda *_: None, None)
-    thread = threading.Thread(target=run, name="libvirt-events", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ends.set()
-        libvirt.virEventUpdateTimeout(timer, 0)  # which ends the wait that is under way
-        thread.join(timeout=5)
-        libvirt.virEventRemoveTimeout(timer)
