@@ -172,7 +172,7 @@ class BackupsSection(_Section):
 class LibvirtSection(_Section):
     """Whose guests use volumes."""
 
-    uris: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9+]*://[^ ]*$")], ...] = ()
+    uris: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9+]*://\S*$")], ...] = ()
     detach_timeout: Seconds = Field(30.0, gt=0)
     max_freeze: Seconds = Field(10.0, gt=0, le=60)
     agent_timeout: Seconds = Field(5.0, ge=1, le=60)

@@ -42,9 +42,15 @@ def attempt(uri: str, domain_id: str) -> int:
     except libvirt.libvirtError as err:
         if err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return 0
-        sys.stderr.write(f"thaw watchdog: {domain_id}: {err}\n")
+        complain(f"{domain_id}: {err}")
         return 1
     return 0
+
+
+def complain(line: str) -> None:
+    """Say it, if anybody still listens: stderr may have gone with the daemon, and raise EPIPE."""
+    with suppress(OSError):
+        sys.stderr.write(f"thaw watchdog: {line}\n")
 
 
 def thaw(uri: str, domain_id: str, is_over: threading.Event) -> None:
@@ -57,7 +63,7 @@ def thaw(uri: str, domain_id: str, is_over: threading.Event) -> None:
             if done.returncode == 0:
                 return
         except (OSError, subprocess.TimeoutExpired) as err:
-            sys.stderr.write(f"thaw watchdog: {domain_id}: {err}\n")
+            complain(f"{domain_id}: {err}")
         is_over.wait(retry_s)
         retry_s = min(retry_s * 2, _LAST_RETRY_S)
 
@@ -76,7 +82,7 @@ def watch(stdin: int) -> None:
         try:
             thread.start()
         except RuntimeError as err:  # no thread to be had just now
-            sys.stderr.write(f"thaw watchdog: {what}: {err}\n")
+            complain(f"{what}: {err}")
             armed[what] = time.monotonic() + _RETRY_S
             return
         thawing[what] = is_over

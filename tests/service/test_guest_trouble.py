@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -24,7 +23,7 @@ from blockd.domain.guest import Guest, GuestKey
 from blockd.domain.snapshot import Consistency, NewSnapshot, Quiesce
 from blockd.domain.states import Status
 from blockd.domain.volume import Volume, VolumeChange
-from blockd.host import libvirt_connection, libvirt_domain, thaw_watchdog
+from blockd.host import libvirt_connection, libvirt_domain
 from blockd.host.hypervisor import Hypervisors
 from blockd.host.thawing import ThawWatchdog
 from tests.support.guests import Gate, a_volume, has_users, is_well, until, with_guests
@@ -386,53 +385,3 @@ async def test_guest_whose_connection_is_not_configured_any_more_is_thawed_at_st
         await until(lambda: is_well(run))
         assert await frozen_rows(run) == 0
     assert not await is_frozen(domain)
-
-
-async def test_watchdog_makes_another_attempt_where_one_hangs(
-    tmp_path: Path, libvirtd: LibvirtDaemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    domain = libvirtd.domain("web")
-    assert domain.fsFreeze() == 2
-    begun, python = tmp_path / "begun", tmp_path / "python"
-    python.write_text(
-        f"#!/bin/sh\nif [ ! -e {begun} ]; then touch {begun}; exec sleep 60; fi\n"
-        f'exec {sys.executable} "$@"\n'
-    )
-    python.chmod(0o755)
-    monkeypatch.setattr(thaw_watchdog, "_ATTEMPT_S", 2.0)
-    monkeypatch.setattr(thaw_watchdog, "_RETRY_S", 0.1)
-    monkeypatch.setattr(sys, "executable", str(python))
-    async with asyncio.timeout(20):
-        await asyncio.to_thread(
-            thaw_watchdog.thaw, libvirtd.uri, domain.UUIDString(), threading.Event()
-        )
-    assert begun.exists()
-    assert not await is_frozen(domain)
-
-
-async def test_watchdog_leaves_a_guest_that_was_thawed_meanwhile(
-    libvirtd: LibvirtDaemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(thaw_watchdog, "_ATTEMPT_S", 0.3)
-    watched, told = os.pipe()
-    what = f"{libvirtd.uri} {libvirtd.domain('web').UUIDString()}"
-    watching = threading.Thread(target=thaw_watchdog.watch, args=(watched,))
-    watching.start()
-    libvirtd.hang()
-    os.write(told, f"arm 0 {what}\n".encode())
-    await until(lambda: _is_thawing(what))
-    os.write(told, f"disarm {what}\n".encode())
-    await until(lambda: _is_over(what))
-    os.close(told)
-    await asyncio.to_thread(watching.join, 20)
-    os.close(watched)
-    assert not watching.is_alive()
-    libvirtd.go_on()
-
-
-async def _is_thawing(what: str) -> bool:
-    return f"thaw {what}" in {thread.name for thread in threading.enumerate()}
-
-
-async def _is_over(what: str) -> bool:
-    return not await _is_thawing(what)

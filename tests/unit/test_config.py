@@ -68,6 +68,8 @@ def test_durations_are_text_or_seconds(tmp_path: Path) -> None:
         ("[classes.b]\nvg = 'v'", "classes.b.kind: "),
         ("[classes.b]\nkind = 'thick'\nvg = 'vg0'", "a volume group of its own"),
         ("[classes.'Bad Name']\nkind = 'thin'\nvg = 'vg1'", "classes"),
+        ('[libvirt]\nuris = ["test:///a b"]', "libvirt.uris"),
+        ('[libvirt]\nuris = ["test:///a\\nb"]', "libvirt.uris"),
         ("not toml at all", "Expected"),
     ],
 )
