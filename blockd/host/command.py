@@ -167,7 +167,7 @@ async def lines_of(argv: Sequence[str], *, silence_s: float) -> AsyncIterator[As
     )
     if process.stdout is None or process.stderr is None:
         raise RuntimeError("no pipes")
-    complaints = asyncio.create_task(process.stderr.read(_MOST_COMPLAINT_BYTES))
+    complaints = asyncio.create_task(_last_of(process.stderr))
 
     async def lines(output: asyncio.StreamReader) -> AsyncIterator[bytes]:
         while True:
@@ -187,6 +187,14 @@ async def lines_of(argv: Sequence[str], *, silence_s: float) -> AsyncIterator[As
         if process.returncode is None:
             process.kill()
             await asyncio.shield(process.wait())
+
+
+async def _last_of(stream: asyncio.StreamReader) -> bytes:
+    """All is read, so that no pipe fills; the end of it is what says why a program failed."""
+    kept = b""
+    while said := await stream.read(_MOST_COMPLAINT_BYTES):
+        kept = (kept + said)[-_MOST_COMPLAINT_BYTES:]
+    return kept
 
 
 class CommandFailed(StorageError):
@@ -276,7 +284,9 @@ class Companion:
             with suppress(OSError):
                 stdin.close()
         if process is not None and process.poll() is None:  # somebody has to know of its end
-            threading.Thread(target=process.wait, name="companion", daemon=True).start()
+            # No thread to be had just now: it is a zombie until the next process is started.
+            with suppress(RuntimeError):
+                threading.Thread(target=process.wait, name="companion", daemon=True).start()
         return process
 
     async def __aenter__(self) -> Self:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 
 from blockd.domain.errors import StartError
-from blockd.host.command import Child, Companion, find_tool, wait_for_survivors
+from blockd.host.command import (
+    Child,
+    CommandFailed,
+    Companion,
+    find_tool,
+    lines_of,
+    wait_for_survivors,
+)
 
 
 async def test_output_and_status_of_a_process() -> None:
@@ -113,6 +121,37 @@ async def test_companion_with_something_left_to_do_is_left_alone(tmp_path: Path)
     async with asyncio.timeout(20):
         while not done.exists():
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")
+async def test_companion_that_is_deaf_is_replaced_though_no_thread_is_to_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf = tmp_path / "deaf"
+    script = f"[ -e {deaf} ] || {{ exec 0<&-; touch {deaf}; exec sleep 5; }}; exec cat >/dev/null"
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with Companion(["/bin/sh", "-c", script]) as running:
+        first = running.pid
+        async with asyncio.timeout(20):
+            while not deaf.exists():
+                await asyncio.sleep(0.01)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            running.arm("something", 100)
+        assert running.pid not in (None, first)
+
+
+async def test_last_word_of_a_program_is_why_it_failed_however_much_it_said_before() -> None:
+    script = "echo early >&2; sleep 0.1; seq 100000 >&2; echo line; echo the reason >&2; exit 3"
+    with pytest.raises(CommandFailed, match=r"^sh ended with status 3: the reason$"):
+        async with (
+            asyncio.timeout(20),
+            lines_of(["/bin/sh", "-c", script], silence_s=5) as lines,
+        ):
+            assert [line async for line in lines] == [b"line\n"]
 
 
 def test_missing_tool_is_named_with_its_package() -> None:
