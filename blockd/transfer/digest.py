@@ -102,16 +102,6 @@ class ContentDigest:
                 self._sum.update(cluster.to_bytes(8, "big") + one)
         self._next = first_cluster + len(sums)
 
-    def copy(self) -> ContentDigest:
-        """One that goes on from here by itself."""
-        other = ContentDigest()
-        other._sum, other._next = self._sum.copy(), self._next
-        return other
-
-    def become(self, other: ContentDigest) -> None:
-        """Go on from where `other` is."""
-        self._sum, self._next = other._sum, other._next
-
     def hex(self) -> str:
         """Of all that was added so far: 64 hexadecimal digits."""
         return self._sum.hexdigest()

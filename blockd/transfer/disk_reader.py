@@ -20,7 +20,7 @@ from blockd.transfer.threads import threads
 T = TypeVar("T")
 
 #: Reads under way at once. A disk over a network answers as many in the time of one.
-READS_AT_ONCE: Final = 8
+_READS_AT_ONCE: Final = 8
 _AT_ONCE_CLUSTERS: Final = 64
 _PIECES_AHEAD: Final = 8
 
@@ -124,7 +124,7 @@ async def open_disk(
     except OSError as err:
         raise StorageError(f"the disk cannot be opened: {err.strerror}") from err
     try:
-        async with threads(READS_AT_ONCE, "disk") as pool:
+        async with threads(_READS_AT_ONCE, "disk") as pool:
             yield DiskReader(descriptor, size_bytes, pool)
     finally:
         os.close(descriptor)

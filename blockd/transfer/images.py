@@ -182,7 +182,7 @@ class Images:
             )
             sink = LaidOutSink(skeleton, parts, scratch, most_bytes)
             await sink.prepare()
-            content_digest = await self._lay_out(order, source, disk, allocation, sink)
+            content_digest = await self._lay_out(order, source, disk, allocation, listed, sink)
             object_bytes = sink.image_bytes + TRAILER_BYTES
             progress.total_bytes = object_bytes
             await sink.close(_trailer(order, content_digest, object_bytes))
@@ -196,10 +196,14 @@ class Images:
         source: OpenDisk,
         disk: DiskReader,
         allocation: Allocation | None,
+        listed: Allocation,
         sink: LaidOutSink,
     ) -> str:
-        """Let qemu-img write the image into the sink; the content digest, made beside it."""
-        listed = allocation if allocation is not None else Allocation.full(order.size_bytes)
+        """Let qemu-img write the image into the sink; the content digest, made beside it.
+
+        Args:
+            listed: all that may hold data.
+        """
         async with AsyncExitStack() as stack:
             writes = await stack.enter_async_context(served(sink))
             node: View | Raw = Raw(order.size_bytes)

@@ -25,7 +25,6 @@ from blockd.transfer.threads import threads
 
 log = structlog.get_logger()
 
-
 #: What one thread reads of a part at a time.
 _SLICE_BYTES: Final = 2 * 1024**2
 
