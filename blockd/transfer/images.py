@@ -18,8 +18,9 @@ from blockd.domain.transfer import Exported, ExportNotes, ExportOrder, ImageFact
 from blockd.domain.volume import OpenDisk
 from blockd.transfer.digest import ContentDigest
 from blockd.transfer.disk_reader import DiskReader, open_disk
+from blockd.transfer.held_tables import held_tables
 from blockd.transfer.image_import import ImageImport
-from blockd.transfer.laid_out_sink import OPEN_BUFFERS, LaidOutSink, scratch_file, scratch_parts
+from blockd.transfer.laid_out_sink import OPEN_BUFFERS, LaidOutSink, table_parts
 from blockd.transfer.multipart import JOB, MultipartUpload
 from blockd.transfer.nbd import Buffer, ReadOnlyExport
 from blockd.transfer.parts import part_bytes_for
@@ -167,27 +168,29 @@ class Images:
         skeleton = Skeleton(listed, order.compression, most_bytes=data_bytes)
         most_bytes = skeleton.data_start_bytes + data_bytes
         upload = await self._upload(order, most_bytes + TRAILER_BYTES, notes, may_resume=False)
-        need_bytes = scratch_parts(skeleton, upload.part_bytes) * upload.part_bytes
+        table_bytes = table_parts(skeleton, upload.part_bytes) * upload.part_bytes
         parallel = self._settings.parallel
         buffers = max(parallel + 2, OPEN_BUFFERS + 1)
         async with AsyncExitStack() as stack:
             disk = await stack.enter_async_context(
                 open_disk(source, order.size_bytes, past_cache=False)
             )
-            scratch = stack.enter_context(
-                scratch_file(self._settings.scratch, need_bytes, self._settings.max_scratch_bytes)
+            tables = stack.enter_context(
+                held_tables(self._settings.scratch, table_bytes, self._settings.max_scratch_bytes)
             )
             parts = await stack.enter_async_context(
                 upload.writer(buffers, progress, parallel=parallel, clears=True)
             )
-            sink = LaidOutSink(skeleton, parts, scratch, most_bytes)
+            sink = LaidOutSink(skeleton, parts, tables, most_bytes)
             await sink.prepare()
             content_digest = await self._lay_out(order, source, disk, allocation, listed, sink)
             object_bytes = sink.image_bytes + TRAILER_BYTES
             progress.total_bytes = object_bytes
             await sink.close(_trailer(order, content_digest, object_bytes))
             await upload.complete(parts.etags, object_bytes, content_digest, notes)
-        log.info("held on scratch", bytes=need_bytes, share=need_bytes / object_bytes)
+            held_bytes = tables.scratch_bytes
+        if held_bytes:
+            log.info("held on scratch", bytes=held_bytes, share=held_bytes / object_bytes)
         return Exported(content_digest, object_bytes)
 
     async def _lay_out(

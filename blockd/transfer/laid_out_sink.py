@@ -1,22 +1,19 @@
 """What qemu-img writes into when it lays out the image itself, behind a skeleton of ours.
 
-Tables are rewritten until the end, data are appended. So the parts with tables are held, the
-last of them in memory and those before it on scratch, and go when all is written; every other part
-goes when writing has moved a part beyond it.
+Tables are rewritten until the end, data are appended. So the parts with tables are held and go
+when all is written: those full of tables as `HeldTables`, the one in which data begin as it is.
+Every other part goes when writing has moved a part beyond it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import mmap
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 
+from blockd.domain.allocation import CLUSTER_BYTES
 from blockd.domain.errors import StorageError
-from blockd.domain.units import format_size
+from blockd.transfer.held_tables import HeldTables
 from blockd.transfer.nbd import Buffer
 from blockd.transfer.parts import PartsWriter
 from blockd.transfer.qcow2_plan import Skeleton
@@ -30,19 +27,17 @@ class LaidOutSink:
 
     Attributes:
         image_bytes: how far it was written, in whole sectors of 64 KiB.
-        held_bytes: what is held on scratch.
     """
 
     read_only = False
 
     def __init__(
-        self, skeleton: Skeleton, parts: PartsWriter, scratch: int | None, most_bytes: int
+        self, skeleton: Skeleton, parts: PartsWriter, tables: HeldTables, most_bytes: int
     ) -> None:
-        """`scratch`: descriptor of an empty file, for `held_parts_on_scratch` parts."""
+        """`tables`: for what is written into the first `table_parts` parts."""
         self.size_bytes = most_bytes
-        self._skeleton, self._parts, self._scratch = skeleton, parts, scratch
-        self._scratch_parts = scratch_parts(skeleton, parts.part_bytes)
-        self.held_bytes = self._scratch_parts * parts.part_bytes
+        self._skeleton, self._parts, self._tables = skeleton, parts, tables
+        self._table_parts = table_parts(skeleton, parts.part_bytes)
         self.image_bytes = skeleton.data_start_bytes
         self._buffers: dict[int, mmap.mmap] = {}
         self._pending: list[memoryview] = []
@@ -60,10 +55,9 @@ class LaidOutSink:
         """Of what was not sent yet; what was never written is zeros."""
         pieces: list[Buffer] = []
         for number, within, piece in self._split(offset, length):
-            if number < self._scratch_parts:
+            if number < self._table_parts:
                 begin = number * self._parts.part_bytes + within
-                found = await asyncio.to_thread(os.pread, self._file, piece, begin)
-                pieces.append(found.ljust(piece, b"\0"))
+                pieces.append(await asyncio.to_thread(self._tables.read, begin, piece))
             elif number in self._buffers:
                 pieces.append(memoryview(self._buffers[number])[within : within + piece])
             elif number * self._parts.part_bytes >= self.image_bytes:
@@ -73,10 +67,10 @@ class LaidOutSink:
         return pieces
 
     async def place(self, offset: int, length: int) -> Sequence[memoryview]:
-        """Room in memory; for what is held on scratch, a buffer that `written` puts there."""
+        """Room in memory; for a part full of tables, a buffer from which `written` takes them."""
         self._pending = [
             memoryview(bytearray(piece))
-            if number < self._scratch_parts
+            if number < self._table_parts
             else memoryview(await self._buffer(number))[within : within + piece]
             for number, within, piece in self._split(offset, length)
         ]
@@ -87,18 +81,16 @@ class LaidOutSink:
         for place, (number, within, _) in zip(
             self._pending, self._split(offset, length), strict=True
         ):
-            if number < self._scratch_parts:
+            if number < self._table_parts:
                 begin = number * self._parts.part_bytes + within
-                await asyncio.to_thread(_write_all, self._file, place, begin)
+                await asyncio.to_thread(self._tables.write, begin, place)
         self._pending = []
         end = offset + length
         if end > self._skeleton.data_start_bytes:
             self.image_bytes = max(self.image_bytes, -(-end // 65536) * 65536)
         # One part back: compressed clusters are written by several hands, slightly out of order.
         settled = self.image_bytes // self._parts.part_bytes - 1
-        for number in [
-            number for number in self._buffers if self._scratch_parts < number < settled
-        ]:
+        for number in [number for number in self._buffers if self._table_parts < number < settled]:
             self._send(number, self._parts.part_bytes)
 
     async def zero(self, offset: int, length: int) -> None:
@@ -116,11 +108,11 @@ class LaidOutSink:
         for number in sorted(self._buffers):
             begin = number * self._parts.part_bytes
             self._send(number, min(end - begin, self._parts.part_bytes))
-        for number in range(self._scratch_parts):
+        for number in range(self._table_parts):
             buffer = await self._parts.buffer()
             with memoryview(buffer) as part:
                 begin = number * self._parts.part_bytes
-                await asyncio.to_thread(os.preadv, self._file, [part], begin)
+                await asyncio.to_thread(_unpack, self._tables, begin, part)
             self._parts.submit(number + 1, buffer, self._parts.part_bytes)
         await self._parts.drain()
 
@@ -149,13 +141,7 @@ class LaidOutSink:
     def _sent_bytes(self) -> int:
         """Before here everything that is not held was sent."""
         settled = max(self.image_bytes // self._parts.part_bytes - 1, 0)
-        return settled * self._parts.part_bytes if settled > self._scratch_parts + 1 else 0
-
-    @property
-    def _file(self) -> int:
-        if self._scratch is None:
-            raise StorageError("no scratch was given")
-        return self._scratch
+        return settled * self._parts.part_bytes if settled > self._table_parts + 1 else 0
 
     def _split(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
         """(part from 0, offset in it, bytes) of a range."""
@@ -166,39 +152,11 @@ class LaidOutSink:
             offset, length = offset + piece, length - piece
 
 
-def scratch_parts(skeleton: Skeleton, part_bytes: int) -> int:
-    """How many parts must be held on scratch: those full of tables, but for the last."""
-    return max(-(-skeleton.data_start_bytes // part_bytes) - 1, 0)
+def table_parts(skeleton: Skeleton, part_bytes: int) -> int:
+    """How many parts are full of tables."""
+    return skeleton.data_start_bytes // part_bytes
 
 
-@contextmanager
-def scratch_file(folder: Path, need_bytes: int, most_bytes: int) -> Iterator[int | None]:
-    """A file without a name for what is held, gone with the block; None if nothing is.
-
-    Raises:
-        StorageError: more is needed than is allowed, or the folder cannot be used.
-    """
-    if need_bytes == 0:
-        yield None
-        return
-    if need_bytes > most_bytes:
-        raise StorageError(
-            f"the export needs {format_size(need_bytes)} of scratch, and "
-            f"{format_size(most_bytes)} are allowed (transfers.max_scratch)"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed below
-    except OSError as err:
-        raise StorageError(f"scratch folder {folder}: {err.strerror}") from err
-    with file:
-        yield file.fileno()
-
-
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    try:
-        while data:
-            count = os.pwrite(descriptor, data, offset)
-            data, offset = data[count:], offset + count
-    except OSError as err:
-        raise StorageError(f"scratch cannot be written: {err.strerror}") from err
+def _unpack(tables: HeldTables, offset: int, part: memoryview) -> None:
+    for at in range(0, len(part), CLUSTER_BYTES):
+        part[at : at + CLUSTER_BYTES] = tables.read(offset + at, CLUSTER_BYTES)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import idle, imports, lab, lists, native, sizes, transfers, writes
+from tests.bench import idle, imports, lab, lists, native, scratch, sizes, transfers, writes
 from tests.bench.guest import LabFailed
 from tests.bench.report import Section, machine, write
 
@@ -19,6 +19,7 @@ _PARTS: dict[str, Callable[..., Section]] = {
     "idle": idle.section,
     "transfers": transfers.section,
     "imports": imports.section,
+    "scratch": scratch.section,
     "sizes": sizes.section,
     "writes": writes.section,
 }
@@ -34,7 +35,8 @@ def main() -> None:
         " alone: needs root and a loop device, else skipped), lists (GET /snapshots with up to"
         " 10,000 of them), idle (LVM processes per verb, and what an idle daemon does),"
         " transfers, imports (exports and imports beside what one would do by hand: need root"
-        " and loop devices, else skipped), sizes (exports of the same data in volumes of other"
+        " and loop devices, else skipped), scratch (what exports that qemu-img lays out hold back:"
+        " as transfers), sizes (exports of the same data in volumes of other"
         " sizes, in the lab), writes (a first write under N snapshots and a revert, both classes,"
         " in the lab).",
     )

@@ -66,8 +66,19 @@ class Bench:
     async def export(self, disk: Path, allocation: Allocation, key: str) -> int:
         """As blockd does it; the object's size."""
         size = allocation.size_bytes
-        order = ExportOrder("job", "snapshot", BUCKET, key, size, Compression.NONE)
-        source = OpenDisk(str(disk), size)
+        return await self.export_as(disk, size, allocation, Compression.NONE, key)
+
+    async def export_as(
+        self,
+        disk: Path,
+        size_bytes: int,
+        allocation: Allocation | None,
+        compression: Compression,
+        key: str,
+    ) -> int:
+        """The same, also packed, or of a disk that cannot tell what is allocated."""
+        order = ExportOrder("job", "snapshot", BUCKET, key, size_bytes, compression)
+        source = OpenDisk(str(disk), size_bytes)
         done = await self.images.export(order, source, allocation, _NoNotes(), Progress())
         return done.object_bytes
 
@@ -149,7 +160,7 @@ def alone(module: str, *argv: object) -> tuple[str, str]:
     """What a process prints that does nothing else: peak memory, processor time for a GiB."""
     command = [sys.executable, "-m", module, *map(str, argv)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    memory_mib, cpu_s = map(float, done.stdout.split())
+    memory_mib, cpu_s = map(float, done.stdout.splitlines()[-1].split())
     return f"{memory_mib:.0f}", f"{cpu_s:.2f}"
 
 
@@ -259,7 +270,7 @@ async def client(url: str, folder: Path) -> AsyncIterator[Bench]:
         bandwidth=Bandwidth(0),
         connections=PARALLEL + 2,
     ) as store:
-        settings = TransferSettings(PART, 10_000, PARALLEL, folder, GIB)
+        settings = TransferSettings(PART, 10_000, PARALLEL, folder / "scratch", GIB)
         yield Bench(url, store, Images(store, QemuImg(GIB), settings), folder)
 
 
@@ -289,15 +300,15 @@ async def _run(*argv: object) -> None:
     assert await process.wait() == 0
 
 
-def make_disk(path: Path, size_bytes: int) -> None:
-    """A sparse file with `DATA_MIB` pieces of 1 MiB of noise, the same for the same size."""
+def make_disk(path: Path, size_bytes: int, piece_bytes: int = MIB) -> None:
+    """A sparse file with `DATA_MIB` of noise in scattered pieces, the same for the same size."""
     empty(path, size_bytes)
     chance = random.Random(3)
     noise = os.urandom(64 * MIB)
     with path.open("r+b") as file:
-        for place in chance.sample(range(size_bytes // MIB), DATA_MIB):
+        for place in chance.sample(range(size_bytes // piece_bytes), DATA_MIB * MIB // piece_bytes):
             begin = chance.randrange(63 * MIB)
-            os.pwrite(file.fileno(), noise[begin : begin + MIB], place * MIB)
+            os.pwrite(file.fileno(), noise[begin : begin + piece_bytes], place * piece_bytes)
         os.fsync(file.fileno())
 
 

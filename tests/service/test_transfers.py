@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from blockd.domain.errors import (
     BucketUnfit,
@@ -17,7 +18,8 @@ from blockd.domain.errors import (
 from blockd.domain.job import Compression, JobFilter, JobState
 from blockd.domain.listing import Page
 from blockd.domain.states import Status
-from blockd.domain.units import MIB
+from blockd.domain.units import GIB, MIB
+from blockd.transfer import held_tables
 from tests.service.transfer_rig import KEY, TransferRig, check_image, transfer_rig
 from tests.support.faulty_store import Fault, FaultyStore
 from tests.support.thick_files import ThickFileDriver
@@ -49,6 +51,23 @@ async def test_round_trip_gives_the_same_bytes_size_and_holes(
             row = await snapshots.get(one.id)
             assert (row.status, row.content_digest) == (Status.AVAILABLE, job.content_digest)
         assert rig.uploads() == []
+
+
+@pytest.mark.parametrize("memory_bytes", [0, held_tables.MEMORY_BYTES])
+async def test_compressed_export_of_a_huge_disk_holds_its_tables_back(
+    tmp_path: Path, store: FaultyStore, monkeypatch: pytest.MonkeyPatch, memory_bytes: int
+) -> None:
+    monkeypatch.setattr(held_tables, "MEMORY_BYTES", memory_bytes)
+    async with transfer_rig(tmp_path, store) as rig:
+        snapshot = await rig.snapshot(data_mib=100, size_bytes=200 * GIB)
+        with capture_logs() as logs:
+            job = await rig.ended(await rig.export(snapshot, compression=Compression.ZSTD))
+        assert (job.state, job.error) == (JobState.SUCCEEDED, None)
+        check_image(rig.server.object(KEY), rig.disk(snapshot))
+        held = [log["bytes"] for log in logs if log["event"] == "held on scratch"]
+        # 5 MiB of tables are held, of some 6.
+        assert len(held) == (memory_bytes == 0)
+        assert all(0 < one < MIB for one in held)
 
 
 async def test_export_of_an_empty_volume_is_an_empty_image(

@@ -1,0 +1,155 @@
+"""The tables of an image while qemu-img still writes to them: packed in memory, or on scratch.
+
+Most are nearly empty: on a disk of 1 TiB with a file here and there, each 64 KiB of an L2 table
+name a handful of clusters. zlib makes some hundred bytes of such a one.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from blockd.domain.allocation import CLUSTER_BYTES
+from blockd.domain.errors import StorageError
+from blockd.domain.units import format_size
+
+#: Packed tables that stay in memory: those of 300 GiB of data, of 90 GiB that are compressed, of
+#: 5 TiB that are nearly empty.
+MEMORY_BYTES: Final = 8 * 1024**2
+
+_ZEROS: Final = bytes(CLUSTER_BYTES)
+
+
+class HeldTables:
+    """So many bytes, zeros at first, of which any may be written again and again.
+
+    What has no room in memory goes to a sparse file, each cluster to its own place in it, where it
+    takes as many blocks as it has when packed.
+    """
+
+    def __init__(self, scratch: int | None, memory_bytes: int) -> None:
+        """`scratch`: descriptor of an empty file, for what does not fit into memory."""
+        self._scratch, self._room_bytes = scratch, memory_bytes
+        self._in_memory: dict[int, bytes] = {}
+        self._on_scratch: dict[int, int] = {}
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What the file takes of its file system."""
+        return 0 if self._scratch is None else os.fstat(self._scratch).st_blocks * 512
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes of a range.
+
+        Raises:
+            StorageError: scratch cannot be read, or is not what was written.
+        """
+        return b"".join(
+            self._cluster(number)[within : within + piece]
+            for number, within, piece in _split(offset, length)
+        )
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Put bytes there.
+
+        Raises:
+            StorageError: scratch cannot be written.
+        """
+        for number, within, piece in _split(offset, len(data)):
+            if piece == CLUSTER_BYTES:
+                self._hold(number, data[:piece])
+            else:
+                old = self._cluster(number)
+                self._hold(number, old[:within] + data[:piece] + old[within + piece :])
+            data = data[piece:]
+
+    def _cluster(self, number: int) -> bytes:
+        packed = self._in_memory.get(number)
+        if packed is None:
+            if number not in self._on_scratch:
+                return _ZEROS
+            packed = self._read_scratch(number)
+        try:
+            return zlib.decompress(packed, bufsize=CLUSTER_BYTES)
+        except zlib.error as err:  # it has a checksum of what was packed
+            raise StorageError("scratch is not what was written there") from err
+
+    def _hold(self, number: int, content: bytes | memoryview) -> None:
+        self._room_bytes += len(self._in_memory.pop(number, b""))
+        self._on_scratch.pop(number, None)
+        if content == _ZEROS:
+            return
+        packed = zlib.compress(content, zlib.Z_BEST_SPEED)
+        if len(packed) <= self._room_bytes:
+            self._room_bytes -= len(packed)
+            self._in_memory[number] = packed
+        else:
+            self._write_scratch(number, packed)
+            self._on_scratch[number] = len(packed)
+
+    # Noise is longer when it is "packed": hence room for two clusters.
+
+    def _read_scratch(self, number: int) -> bytes:
+        length = self._on_scratch[number]
+        try:
+            found = os.pread(self._file, length, number * 2 * CLUSTER_BYTES)
+        except OSError as err:
+            raise StorageError(f"scratch cannot be read: {err.strerror}") from err
+        if len(found) != length:
+            raise StorageError("scratch is shorter than what was written there")
+        return found
+
+    def _write_scratch(self, number: int, packed: bytes) -> None:
+        place = number * 2 * CLUSTER_BYTES
+        rest = memoryview(packed)
+        try:
+            while rest:
+                count = os.pwrite(self._file, rest, place)
+                rest, place = rest[count:], place + count
+        except OSError as err:
+            raise StorageError(f"scratch cannot be written: {err.strerror}") from err
+
+    @property
+    def _file(self) -> int:
+        if self._scratch is None:
+            raise StorageError("there are no tables to be held: no scratch was opened")
+        return self._scratch
+
+
+@contextmanager
+def held_tables(folder: Path, table_bytes: int, most_bytes: int) -> Iterator[HeldTables]:
+    """So many bytes of them; the file on scratch has no name, and is gone with the block.
+
+    Raises:
+        StorageError: scratch might need more than `most_bytes`, or the folder cannot be used.
+    """
+    if table_bytes == 0:
+        yield HeldTables(None, 0)
+        return
+    # Without packing: better refused now than after hours.
+    if table_bytes > most_bytes:
+        raise StorageError(
+            f"the export may need {format_size(table_bytes)} of scratch, and "
+            f"{format_size(most_bytes)} are allowed (transfers.max_scratch)"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed below
+    except OSError as err:
+        raise StorageError(f"scratch folder {folder}: {err.strerror}") from err
+    with file:
+        yield HeldTables(file.fileno(), MEMORY_BYTES)
+
+
+def _split(offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """(cluster, offset in it, bytes) of a range."""
+    while length:
+        number, within = divmod(offset, CLUSTER_BYTES)
+        piece = min(length, CLUSTER_BYTES - within)
+        yield number, within, piece
+        offset, length = offset + piece, length - piece
