@@ -38,6 +38,7 @@ from blockd.transfer.s3_answers import (
     parse_uploads,
     refusal,
 )
+from blockd.transfer.s3_body import Filling
 from blockd.transfer.s3_requests import (
     DEFAULT_REGION,
     UNSIGNED,
@@ -112,26 +113,31 @@ class ObjectStore:
     async def read(self, bucket: str, key: str, etag: str, offset: int, into: memoryview) -> None:
         """Fill `into` with the bytes from `offset` on, of the object that had `etag`.
 
+        What came before a request failed is not asked for again.
+
         Raises:
             ObjectChanged: it is another one now.
             ObjectMissing: it is gone.
         """
-        end = offset + len(into)
-        headers = {"Range": f"bytes={offset}-{end - 1}", "If-Match": etag}
+        filling = Filling(into)
 
         async def fetch() -> None:
+            first = offset + filling.count
+            headers = {"Range": f"bytes={first}-{offset + len(into) - 1}", "If-Match": etag}
             async with self._requests.request("GET", bucket, key, headers=headers) as answer:
                 await self._requests.check(answer, bucket, key)
                 # Servers exist that ignore If-Match, or Range: what came is compared with both.
                 if answer.headers.get("ETag") != etag:
                     raise ObjectChanged(bucket, key)
-                said = answer.headers.get("Content-Range", "bytes 0-" if offset == 0 else "none")
+                said = answer.headers.get("Content-Range", "bytes 0-" if first == 0 else "none")
                 # rclone sends a range with status 200, so its header counts alone.
-                if not said.startswith(f"bytes {offset}-") or _length(answer) != len(into):
+                left = len(into) - filling.count
+                if not said.startswith(f"bytes {first}-") or _length(answer) != left:
                     raise Transient(f"the server sent another range: {said[:60]!r}")
-                await self._requests.receive(answer, into, self._bandwidth)
+                await self._requests.receive(answer, filling, self._bandwidth)
 
-        await self._patience.over(fetch, f"reading s3://{bucket}/{key}")
+        what = f"reading s3://{bucket}/{key}"
+        await self._patience.over(fetch, what, lambda: filling.count)
 
     # multipart uploads
 

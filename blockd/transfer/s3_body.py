@@ -32,33 +32,47 @@ class Pace:
         return self.silence_s + count_bytes / self.least_bytes_per_s
 
 
-async def receive(
-    answer: aiohttp.ClientResponse, into: memoryview, bandwidth: Bandwidth, pace: Pace
-) -> None:
-    """Fill `into` with the body, which has a `Content-Length` of that many bytes.
+@dataclass(slots=True)
+class Filling:
+    """Memory that is filled from its beginning on, by one answer or by several.
 
-    Time that is spent waiting for `bandwidth` does not count.
+    Attributes:
+        count: so many bytes are there.
+    """
+
+    into: memoryview
+    count: int = 0
+
+
+async def receive(
+    answer: aiohttp.ClientResponse, filling: Filling, bandwidth: Bandwidth, pace: Pace
+) -> None:
+    """Fill the rest with the body, which has a `Content-Length` of that many bytes.
+
+    Time that is spent waiting for `bandwidth` does not count. What came of a body that fails is
+    kept, and counted.
 
     Raises:
         Transient: it is shorter, or longer, or has come more slowly than `pace` for longer than
             its silence.
         TimeoutError: nothing came for its silence, or up to twice as long.
     """
-    got = 0
+    had, into = filling.count, filling.into
     while piece := answer.content.read_nowait():  # what came with the header
-        if got + len(piece) > len(into):
-            raise _too_long()
-        into[got : got + len(piece)] = piece
-        got += len(piece)
+        if filling.count + len(piece) > len(into):
+            filling.count = had
+            raise _TooLong
+        into[filling.count : filling.count + len(piece)] = piece
+        filling.count += len(piece)
     # No pause from here to `set_protocol`: aiohttp would receive more meanwhile.
     connection = answer.connection
     if connection is None or connection.transport is None or connection.protocol is None:
-        if got < len(into):
+        if filling.count < len(into):
             raise _too_short()
-        await bandwidth.take(got)
+        await bandwidth.take(filling.count - had)
         return
     transport, theirs = connection.transport, connection.protocol
-    ours = _Receiver(into, got, theirs)
+    ours = _Receiver(filling, had, theirs)
     transport.set_protocol(ours)
     try:
         while not ours.is_full:
@@ -67,20 +81,27 @@ async def receive(
                 transport.pause_reading()
                 await bandwidth.take(count)
                 transport.resume_reading()
-    except BaseException:
+    except BaseException as err:
         transport.abort()
+        if isinstance(err, _TooLong):
+            filling.count = had  # it was not what was asked for
         raise
     transport.set_protocol(theirs)
     answer.content.feed_eof()  # which gives the connection back
 
 
+class _TooLong(Transient):
+    def __init__(self) -> None:
+        super().__init__("the server sent more than the range")
+
+
 class _Receiver(asyncio.BufferedProtocol):
     """Receives into memory; what befalls the connection, `theirs` is told, too."""
 
-    def __init__(self, into: memoryview, got: int, theirs: asyncio.BaseProtocol) -> None:
-        """`got`: so many bytes are in `into` already."""
-        self._into, self._theirs = into, theirs
-        self._got, self._told = got, 0
+    def __init__(self, filling: Filling, told: int, theirs: asyncio.BaseProtocol) -> None:
+        """`told`: so many bytes were told of before."""
+        self._filling, self._into, self._theirs = filling, filling.into, theirs
+        self._began = self._told = told
         self._is_enough, self._waited_s = 0, 0.0
         self._failure: Exception | None = None
         self._waiting: asyncio.Future[None] | None = None
@@ -103,12 +124,20 @@ class _Receiver(asyncio.BufferedProtocol):
             if self._got == had and self._failure is None:
                 raise TimeoutError
             # Of a body that drips there is always something new.
-            if self._got < len(self._into) and self._waited_s > pace.most_s(self._got):
-                raise self._failure or _too_slow(self._got, self._waited_s)
+            if self._got < len(self._into) and self._waited_s > pace.most_s(self._came):
+                raise self._failure or _too_slow(self._came, self._waited_s)
         if self._failure is not None:
             raise self._failure
         count, self._told = self._got - self._told, self._got
         return count
+
+    @property
+    def _got(self) -> int:
+        return self._filling.count
+
+    @property
+    def _came(self) -> int:
+        return self._filling.count - self._began
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's
         """Where the next bytes go."""
@@ -119,8 +148,9 @@ class _Receiver(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """They are there."""
         if self._got >= len(self._into):
-            self._failure = _too_long()
-        self._got += nbytes
+            self._failure = _TooLong()
+        else:
+            self._filling.count += nbytes
         if self._got >= self._is_enough:
             self._wake()
 
@@ -157,7 +187,3 @@ def _too_slow(count_bytes: int, waited_s: float) -> Transient:
 
 def _too_short() -> Transient:
     return Transient("the server stopped in the middle of a range")
-
-
-def _too_long() -> Transient:
-    return Transient("the server sent more than the range")

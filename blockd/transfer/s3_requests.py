@@ -22,7 +22,7 @@ from yarl import URL
 
 from blockd.transfer.bandwidth import Bandwidth
 from blockd.transfer.s3_answers import fault_of, refusal
-from blockd.transfer.s3_body import Pace, receive
+from blockd.transfer.s3_body import Filling, Pace, receive
 from blockd.transfer.s3_retry import Patience, TooSlow, Transient
 
 Buffer = bytes | bytearray | memoryview
@@ -147,10 +147,10 @@ class Requests:
             yield answer
 
     async def receive(
-        self, answer: aiohttp.ClientResponse, into: memoryview, bandwidth: Bandwidth
+        self, answer: aiohttp.ClientResponse, filling: Filling, bandwidth: Bandwidth
     ) -> None:
         """See `s3_body.receive`."""
-        await receive(answer, into, bandwidth, _pace())
+        await receive(answer, filling, bandwidth, _pace())
 
     def _url(self, bucket: str, key: str, query: Mapping[str, str]) -> str:
         parts = urlsplit(self.endpoint.url)

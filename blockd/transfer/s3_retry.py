@@ -20,6 +20,9 @@ log = structlog.get_logger()
 _FIRST_WAIT_S: Final = 0.2
 _LONGEST_WAIT_S: Final = 20.0
 
+#: A request that failed and brought so much was worth it: patience begins anew.
+_WORTH_BYTES: Final = 256 * 1024
+
 
 class Transient(Exception):
     """The request failed, and the next one may not; `wait_s` is what the server asked for."""
@@ -37,31 +40,44 @@ class TooSlow(TimeoutError):
 
 
 class Patience:
-    """For how long a failing request is tried again, counted from its first failure."""
+    """For how long a failing request is tried again, counted from its first failure.
+
+    One that brings something each time goes on for as long as it does.
+    """
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
 
-    async def over(self, ask: Callable[[], Awaitable[T]], what: str) -> T:
+    async def over(
+        self, ask: Callable[[], Awaitable[T]], what: str, came: Callable[[], int] = lambda: 0
+    ) -> T:
         """What `ask` answers, at the last.
 
         Args:
             ask: must be able to do it all again.
             what: for logs and errors: `reading s3://bucket/key`.
+            came: how many bytes have come in all attempts, and need not come again.
 
         Raises:
             StoreUnavailable: it failed until the deadline; says why.
         """
-        return await self._try(ask, what, may_repeat=True)
+        return await self._try(ask, what, came, may_repeat=True)
 
     async def once(self, ask: Callable[[], Awaitable[T]], what: str) -> T:
         """The same, but a request that the server may have carried out is not repeated."""
-        return await self._try(ask, what, may_repeat=False)
+        return await self._try(ask, what, lambda: 0, may_repeat=False)
 
-    async def _try(self, ask: Callable[[], Awaitable[T]], what: str, *, may_repeat: bool) -> T:
+    async def _try(
+        self,
+        ask: Callable[[], Awaitable[T]],
+        what: str,
+        came: Callable[[], int],
+        *,
+        may_repeat: bool,
+    ) -> T:
         loop = asyncio.get_running_loop()
         deadline_s: float | None = None
-        wait_s = _FIRST_WAIT_S
+        wait_s, had_bytes = _FIRST_WAIT_S, 0
         while True:
             try:
                 return await ask()
@@ -75,6 +91,8 @@ class Patience:
                 if not may_repeat and not was_not_done:
                     raise StoreUnavailable(f"{what}: {reason}") from err
                 asked_s = err.wait_s if isinstance(err, Transient) else 0.0
+            if came() >= had_bytes + _WORTH_BYTES:
+                deadline_s, wait_s, had_bytes = None, _FIRST_WAIT_S, came()
             if deadline_s is None:
                 deadline_s = loop.time() + self._patience_s
             # Jitter, or all parts would come back in the same moment.

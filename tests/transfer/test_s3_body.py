@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -23,7 +24,8 @@ from blockd.transfer.s3 import Endpoint, Keys, ObjectStore, open_object_store
 
 BODY = os.urandom(3 * MIB + 5)
 
-Answer = Callable[[asyncio.StreamWriter, bytes], Awaitable[None]]
+#: Gets the head, and the bytes that were asked for.
+Answer = Callable[[asyncio.StreamWriter, bytes, bytes], Awaitable[None]]
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -33,23 +35,28 @@ class ScriptedServer:
 
     Attributes:
         peers: the client's port of each request: of one connection they are the same.
+        firsts: where the range of each begins.
     """
 
     answers: list[Answer]
     peers: list[int] = field(default_factory=list)
+    firsts: list[int] = field(default_factory=list)
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
         try:
-            while await reader.readuntil(b"\r\n\r\n"):
+            while request := await reader.readuntil(b"\r\n\r\n"):
+                asked = re.search(rb"Range: bytes=(\d+)-", request)
+                first = 0 if asked is None else int(asked[1])
+                self.firsts.append(first)
                 self.peers.append(writer.get_extra_info("peername")[1])
                 answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
                 head = (
                     "HTTP/1.1 206 Partial Content\r\nETag: e\r\n"
-                    f"Content-Length: {len(BODY)}\r\n"
-                    f"Content-Range: bytes 0-{len(BODY) - 1}/{len(BODY)}\r\n\r\n"
+                    f"Content-Length: {len(BODY) - first}\r\n"
+                    f"Content-Range: bytes {first}-{len(BODY) - 1}/{len(BODY)}\r\n\r\n"
                 )
-                await answer(writer, head.encode())
+                await answer(writer, head.encode(), BODY[first:])
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
@@ -90,49 +97,49 @@ async def read(store: ObjectStore) -> bytearray:
     return into
 
 
-async def whole(writer: asyncio.StreamWriter, head: bytes) -> None:
-    writer.write(head + BODY)
+async def whole(writer: asyncio.StreamWriter, head: bytes, body: bytes) -> None:
+    writer.write(head + body)
     await writer.drain()
 
 
-async def in_pieces(writer: asyncio.StreamWriter, head: bytes) -> None:
-    data = head + BODY
+async def in_pieces(writer: asyncio.StreamWriter, head: bytes, body: bytes) -> None:
+    data = head + body
     for begin, end in ((0, 30), (30, len(head)), (len(head), len(head) + 1), (len(head) + 1, None)):
         writer.write(data[begin:end])
         await writer.drain()
         await asyncio.sleep(0.02)
 
 
-async def and_closed(writer: asyncio.StreamWriter, head: bytes) -> None:
-    await whole(writer, head)
+async def and_closed(writer: asyncio.StreamWriter, head: bytes, body: bytes) -> None:
+    await whole(writer, head, body)
     writer.close()
 
 
-async def short(writer: asyncio.StreamWriter, head: bytes) -> None:
-    writer.write(head + BODY[:-1])
+async def short(writer: asyncio.StreamWriter, head: bytes, body: bytes) -> None:
+    writer.write(head + body[:-1])
     await writer.drain()
     writer.close()
 
 
-async def reset(writer: asyncio.StreamWriter, head: bytes) -> None:
-    writer.write(head + BODY[:MIB])
+async def reset(writer: asyncio.StreamWriter, head: bytes, body: bytes) -> None:
+    writer.write(head + body[:MIB])
     await writer.drain()
     writer.transport.abort()
 
 
-async def silent(writer: asyncio.StreamWriter, head: bytes) -> None:
-    writer.write(head + BODY[:MIB])
+async def silent(writer: asyncio.StreamWriter, head: bytes, body: bytes) -> None:
+    writer.write(head + body[:MIB])
     await writer.drain()
     await asyncio.sleep(30)
 
 
-async def dripping(writer: asyncio.StreamWriter, head: bytes) -> None:
+async def dripping(writer: asyncio.StreamWriter, head: bytes, body: bytes) -> None:
     """A byte now and then, for ever."""
-    writer.write(head + BODY[:100])
-    while True:
+    writer.write(head + body[:100])
+    for number in range(100, len(body)):
         await writer.drain()
         await asyncio.sleep(0.05)
-        writer.write(b"x")
+        writer.write(body[number : number + 1])
 
 
 @pytest.mark.parametrize("answer", [whole, in_pieces])
@@ -164,6 +171,21 @@ async def test_body_that_stops_in_the_middle_is_asked_for_again_on_another_conne
     async with server.store() as store:
         assert await read(store) == BODY
     assert len(set(server.peers)) == 2
+    assert len(server.firsts) == 2
+    if answer is not reset:  # which throws away what is on its way
+        assert server.firsts[1] == (len(BODY) - 1 if answer is short else MIB)
+
+
+async def test_of_a_body_that_stops_time_and_again_nothing_comes_twice_and_patience_lasts() -> None:
+    async def a_little(writer: asyncio.StreamWriter, head: bytes, body: bytes) -> None:
+        writer.write(head + body[: MIB // 2])
+        await writer.drain()
+        writer.close()
+
+    server = ScriptedServer([a_little])
+    async with server.store() as store:  # four waits would take longer than its patience
+        assert await read(store) == BODY
+    assert server.firsts == [number * MIB // 2 for number in range(7)]
 
 
 async def test_body_that_always_stops_is_an_error() -> None:
@@ -224,21 +246,22 @@ async def test_body_that_is_taken_in_drips_is_an_error(monkeypatch: pytest.Monke
 
 
 async def test_bytes_behind_a_body_do_not_reach_what_comes_next() -> None:
-    async def long(writer: asyncio.StreamWriter, head: bytes) -> None:
-        writer.write(head + BODY + b"x" * 100)
+    async def long(writer: asyncio.StreamWriter, head: bytes, body: bytes) -> None:
+        writer.write(head + body + b"x" * 100)
         await writer.drain()
 
     server = ScriptedServer([long, whole])
     async with server.store() as store:
         assert await read(store) == BODY
         assert await read(store) == BODY
+    assert set(server.firsts) == {0}
 
 
 async def test_reading_that_is_cancelled_closes_its_connection() -> None:
     begun = asyncio.Event()
 
-    async def endless(writer: asyncio.StreamWriter, head: bytes) -> None:
-        writer.write(head + BODY[:MIB])
+    async def endless(writer: asyncio.StreamWriter, head: bytes, body: bytes) -> None:
+        writer.write(head + body[:MIB])
         await writer.drain()
         begun.set()
         await asyncio.sleep(30)
