@@ -78,7 +78,8 @@ async def open_images(config: Config, effects: SideEffects) -> AsyncIterator[Ima
         bandwidth=Bandwidth(transfers.bandwidth),
         connections=transfers.concurrency * (transfers.parallel + 2),
     ) as store:
-        yield images.Images(store, qemu_img.QemuImg(transfers.memory), settings)
+        program = qemu_img.QemuImg(transfers.memory, transfers.patience)
+        yield images.Images(store, program, settings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,12 +26,16 @@ from blockd.domain.errors import StorageError
 from blockd.domain.units import GIB
 from blockd.domain.volume import OpenDisk
 from blockd.host import jail
-from blockd.host.command import find_tool, running
+from blockd.host.command import Child, Output, find_tool, running
+from blockd.host.idleness import context_switches
 
 log = structlog.get_logger()
 
 _DISK_IN_JAIL = "/dev/disk"
 _CPU_LEAST_S, _CPU_PER_GIB_S = 120, 60
+
+#: It may wait for us for as long as we are patient with a server; and for the disk.
+_DISK_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +105,10 @@ def cpu_s(count_bytes: int) -> int:
 class QemuImg:
     """Runs it. Raises StartError when it is not installed."""
 
-    def __init__(self, memory_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, patience_s: float) -> None:
+        """`memory_bytes`: what it may use; `patience_s`: how long we may let it wait for us."""
         self._program = find_tool("qemu-img", "qemu-utils")
-        self._memory_bytes = memory_bytes
+        self._memory_bytes, self._patience_s = memory_bytes, patience_s
         self._told: set[str] = set()
 
     async def convert(
@@ -124,7 +129,7 @@ class QemuImg:
             cpu_s: the processor time it may use.
 
         Raises:
-            StorageError: it failed; says why in its own words.
+            StorageError: it failed, and says why in its own words; or it does nothing any more.
         """
         connections = [node.connection for node in (source, target) if not isinstance(node, Raw)]
         driver = "host_device" if disk is not None and _is_device(disk.path) else "file"
@@ -151,10 +156,25 @@ class QemuImg:
 
     async def _run(self, argv: Sequence[str], descriptors: Sequence[int], report: int) -> None:
         async with running(argv, _ENVIRONMENT, descriptors) as child:
-            output = await child.wait(None)
+            output = await self._attend(child)
         self._tell(os.pread(report, 65536, 0))
         if output.returncode != 0:
             raise StorageError(_complaint(output.returncode, output.stderr))
+
+    async def _attend(self, child: Child) -> Output:
+        """Its end. That may be days away, but it has to do something."""
+        idle_s, had = self._patience_s + _DISK_S, 0
+        while True:
+            try:
+                return await child.wait(idle_s)
+            except TimeoutError:
+                now = context_switches(child.pid)
+                if now is not None and now == had:
+                    raise StorageError(
+                        f"qemu-img has done nothing for {idle_s:.0f} s: the disk does not answer,"
+                        " or the program was stopped"
+                    ) from None
+                had = now or 0
 
     def _tell(self, report: bytes) -> None:
         """What the jail lacks, once in the life of a daemon."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from blockd.domain.job import Compression, Job, JobState
 from blockd.domain.snapshot import Snapshot
 from blockd.domain.states import Status
 from blockd.domain.units import MIB
-from blockd.transfer import images, planned_export, s3_requests
+from blockd.transfer import images, planned_export, qemu_img, s3_requests
 from tests.service.transfer_rig import KEY, TransferRig, check_image, qemu_img_pid, transfer_rig
 from tests.support.faulty_store import Fault, FaultyStore, is_any, is_part
 from tests.support.object_store import BUCKET
@@ -173,6 +174,22 @@ async def test_export_whose_qemu_img_is_killed_fails_and_leaves_nothing(
         job = await rig.ended(begun)
         assert (job.state, job.error) == (JobState.FAILED, "qemu-img: it was ended by signal 9")
         assert not rig.server.object(KEY).exists()
+        await expect_nothing_left(rig, snapshot)
+
+
+async def test_export_whose_qemu_img_does_nothing_any_more_fails_and_leaves_nothing(
+    tmp_path: Path, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qemu_img, "_DISK_S", -2.0)
+    async with transfer_rig(tmp_path, store, patience="3s") as rig:
+        snapshot = await rig.snapshot(data_mib=60)
+        begun = await rig.export(snapshot, compression=Compression.ZSTD)
+        os.kill(pid := await qemu_img_pid(), signal.SIGSTOP)
+        job = await rig.ended(begun)
+        assert job.state is JobState.FAILED
+        assert "qemu-img has done nothing for 1 s: the disk does not answer" in str(job.error)
+        with suppress(FileNotFoundError):  # or nobody has waited for it yet
+            assert "(zombie)" in Path(f"/proc/{pid}/status").read_text()
         await expect_nothing_left(rig, snapshot)
 
 

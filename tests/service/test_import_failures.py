@@ -13,6 +13,7 @@ import pytest
 from blockd.domain.job import Compression, Job, JobState
 from blockd.domain.snapshot import Snapshot
 from blockd.domain.states import Status
+from blockd.transfer import qemu_img
 from tests.service.transfer_rig import KEY, TransferRig, qemu_img_pid, transfer_rig
 from tests.support.faulty_store import Fault, FaultyStore, is_any
 
@@ -122,6 +123,32 @@ async def test_import_whose_qemu_img_is_killed_leaves_no_disk(
         job = await rig.ended(begun)
         assert job.error == "qemu-img: it was ended by signal 9"
         await _expect_failed_import(rig, imported, job)
+
+
+async def test_import_whose_qemu_img_does_nothing_any_more_leaves_no_disk(
+    tmp_path: Path, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qemu_img, "_DISK_S", -2.0)
+    async with transfer_rig(tmp_path, store, patience="3s") as rig:
+        await _exported(rig, Compression.ZLIB)
+        store.faults.append(Fault(lambda kind: kind == "GET" and store.count("GET") > 3, "hang"))
+        imported, begun = await rig.restore()
+        await store.hanging.wait()
+        os.kill(await qemu_img_pid(), signal.SIGSTOP)
+        store.released.set()
+        job = await rig.ended(begun)
+        assert "qemu-img has done nothing for 1 s" in str(job.error)
+        await _expect_failed_import(rig, imported, job)
+
+
+async def test_import_through_qemu_img_that_is_slow_goes_on(
+    tmp_path: Path, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qemu_img, "_DISK_S", -1.0)
+    async with transfer_rig(tmp_path, store, patience="3s", bandwidth="10MiB") as rig:
+        await _exported(rig, Compression.ZLIB)
+        _, begun = await rig.restore()
+        assert (await rig.ended(begun)).state is JobState.SUCCEEDED
 
 
 @either_way
