@@ -142,9 +142,8 @@ class Images:
             async with upload.writer(
                 parallel + 1, progress, parallel=parallel, clears=False
             ) as parts:
-                etags = await image.sent_before(upload.has, digest)
+                etags = await image.sent_before(upload.has, digest, progress)
                 parts.etags.update(enumerate(etags, 1))
-                progress.skip(len(etags) * upload.part_bytes)
                 content_digest = await image.send(
                     parts,
                     digest,

@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from blockd.domain.allocation import CLUSTER_BYTES
+from blockd.domain.transfer import Progress
 from blockd.transfer.digest import ContentDigest
 from blockd.transfer.disk_reader import DiskReader
 from blockd.transfer.pages import pages
@@ -39,7 +40,9 @@ class PlannedImage:
         self._plan, self._disk, self._part_bytes = plan, disk, part_bytes
         self.size_bytes = plan.object_bytes
 
-    async def sent_before(self, has: Sequence[Part], digest: ContentDigest) -> list[str]:
+    async def sent_before(
+        self, has: Sequence[Part], digest: ContentDigest, progress: Progress
+    ) -> list[str]:
         """ETags of the parts from 1 on that the server has and that are what they shall be.
 
         Each is made again and compared by its MD5, which is its ETag; where it is not (a server
@@ -59,6 +62,7 @@ class PlannedImage:
                 break
             await self._disk.do(partial(self._hash, digest, begin, part))
             etags.append(f'"{there.etag}"')
+            progress.skip(self._part_bytes)
         log.info("parts sent before", right=len(etags), there=len(has))
         return etags
 

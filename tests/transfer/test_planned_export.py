@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from blockd.domain.allocation import CLUSTER_BYTES, Allocation
 from blockd.domain.errors import StorageError
+from blockd.domain.transfer import Progress
 from blockd.domain.volume import OpenDisk
 from blockd.transfer.digest import ContentDigest
 from blockd.transfer.disk_reader import DiskReader, open_disk
@@ -88,9 +89,10 @@ def opened(disk_file: Path, allocation: Allocation) -> AbstractAsyncContextManag
 async def export(disk: DiskReader, allocation: Allocation, server: Server, count: int = 0) -> str:
     """Send what is not at the server, which has `count` parts; the content digest."""
     image = PlannedImage(TargetPlan(allocation), disk, PART)
-    digest = ContentDigest()
+    digest, progress = ContentDigest(), Progress()
     async with PartsWriter(server.take, part_bytes=PART, buffers=3, clears=False) as parts:
-        sent = await image.sent_before(server.has(count), digest)
+        sent = await image.sent_before(server.has(count), digest, progress)
+        assert progress.done_bytes == len(sent) * PART
         return await image.send(parts, digest, lambda _: TRAILER, first=len(sent))
 
 
