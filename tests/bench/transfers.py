@@ -36,7 +36,7 @@ from blockd.transfer.images import Images, TransferSettings
 from blockd.transfer.qemu_img import QemuImg
 from blockd.transfer.s3 import Endpoint, Keys, ObjectStore, open_object_store
 from tests.bench.report import Section, ratio, table
-from tests.support.file_driver import _data_ranges
+from tests.support.file_disks import data_ranges
 from tests.support.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, Server, object_store
 
 PART, PARALLEL = 16 * MIB, 4
@@ -334,7 +334,7 @@ def allocation_of(path: Path) -> Allocation:
     """What the file system has allocated."""
     allocation = Allocation(path.stat().st_size)
     with path.open("rb") as file:
-        for begin, end in _data_ranges(file.fileno()):
+        for begin, end in data_ranges(file.fileno()):
             allocation.add(begin, end - begin)
     return allocation
 

@@ -6,22 +6,18 @@ It passes the contract suite that the kernel's drivers pass, without root and wi
 from __future__ import annotations
 
 import asyncio
-import errno
-import fcntl
 import json
 import os
-import signal
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
     Awaitable,
     Callable,
-    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from blockd.domain.allocation import Allocation
@@ -32,10 +28,12 @@ from blockd.domain.finding import Finding
 from blockd.domain.group import Picture
 from blockd.domain.inventory import FoundDisk, Inventory
 from blockd.domain.units import GIB
-from blockd.domain.volume import Device, OpenDisk
+from blockd.domain.volume import OpenDisk
 from blockd.service.ports import FrontSpec
 from blockd.storage.instant import InstantDisks
 from blockd.storage.vg_queue import VgQueue
+from tests.support.file_disks import data_ranges
+from tests.support.file_fronts import FileFronts
 from tests.support.file_pool import EXTENT_BYTES, FilePool, whole_extents
 
 _WITHIN_TURN = frozenset(
@@ -50,27 +48,7 @@ _ANNOUNCED = _WITHIN_TURN - {"revert_bytes", "copy_space"} | {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Tag:
-    """What marks a file as ours.
-
-    `size_bytes` is the disk's size in whole extents, `shown_bytes` what its file shall be long:
-    the front's size while it has one. A regular file grows when somebody writes beyond its end;
-    what is beyond `shown_bytes` is no part of the disk and is cut off before anything else.
-    `source` is what it was copied from.
-    """
-
-    size_bytes: int
-    shown_bytes: int
-    source: str | None = None
-    # of thick classes (thick_files.py):
-    origin: str | None = None
-    old_from: int | None = None
-    merging: str | None = None
-    lost: str | None = None
-
-
-class FileDriver(FilePool, InstantDisks):
+class FileDriver(FileFronts, FilePool, InstantDisks):
     """`StorageDriver` over a directory: disks are sparse files, fronts are links to them.
 
     All state is in the directory, so a second driver on it is a restarted daemon:
@@ -105,11 +83,8 @@ class FileDriver(FilePool, InstantDisks):
         self.remedied: list[StorageError] = []
         self.stands_still: frozenset[str] = frozenset()
         FilePool.__init__(self, f"files/{root.name}", storage_class, capacity_bytes)
+        FileFronts.__init__(self, root)
         self._effects = effects or SideEffects()
-        self._root = root
-        self._disks, self._tags, self._fronts = root / "disks", root / "tags", root / "dev"
-        for directory in (self._disks, self._tags, self._fronts):
-            directory.mkdir(parents=True, exist_ok=True)
         self._queue = VgQueue(lambda _: None)
         self.copy = root / "copy"
 
@@ -200,51 +175,6 @@ class FileDriver(FilePool, InstantDisks):
             if self._tag(disk) is not None:
                 self._remove(disk)
 
-    async def connect(self, front: FrontSpec) -> None:
-        """See `StorageDriver`."""
-        await self._enter("connect")
-        tag = self._need(front.disk)
-        behind = await self.disk_behind(front.volume_id)
-        if behind not in (None, front.disk):
-            raise StorageError(f"the front of {front.volume_id} is over {behind}")
-        if behind is None:
-            self._show(front.disk, replace(tag, shown_bytes=front.size_bytes))
-            self._link(front)
-        elif front.size_bytes > tag.shown_bytes:
-            self._show(front.disk, replace(tag, shown_bytes=front.size_bytes))
-
-    async def disconnect(self, volume_id: str) -> None:
-        """See `StorageDriver`."""
-        await self._enter("disconnect")
-        disk = await self.disk_behind(volume_id)
-        if disk is None:
-            return
-        with self._unopened(volume_id, "delete"):
-            self._front_path(volume_id).unlink()
-        self._hide(disk)
-
-    async def hide(self, snapshot_id: str) -> None:
-        """See `StorageDriver`: there is nothing to be put away."""
-        await self._enter("hide")
-        disk = await self.disk_behind(snapshot_id)
-        if disk is not None:
-            with self._unopened(snapshot_id, "delete"):
-                self._front_path(snapshot_id).unlink()
-            self._hide(disk)
-
-    async def swap(self, front: FrontSpec) -> None:
-        """See `StorageDriver`."""
-        await self._enter("swap")
-        tag = self._need(front.disk)
-        former = await self.disk_behind(front.volume_id)
-        if former == front.disk:
-            return
-        with self._unopened(front.volume_id, "revert"):
-            self._show(front.disk, replace(tag, shown_bytes=front.size_bytes))
-            self._link(front)
-        if former is not None:
-            self._hide(former)
-
     @asynccontextmanager
     async def metadata(self) -> AsyncIterator[Sequence[MetadataPart]]:
         """See `StorageDriver`. `fail_next["thin_dump"]` breaks the thin part off."""
@@ -261,25 +191,6 @@ class FileDriver(FilePool, InstantDisks):
         if (error := self.fail_next.pop("thin_dump", None)) is not None:
             raise error
         yield b"</superblock>\n"
-
-    async def disk_behind(self, volume_id: str) -> str | None:
-        """See `StorageDriver`."""
-        try:
-            return self._front_path(volume_id).readlink().name
-        except FileNotFoundError:
-            return None
-
-    def is_open(self, volume_id: str) -> bool:
-        """See `StorageDriver`."""
-        try:
-            with self._unopened(volume_id, "look at"):
-                return False
-        except InUse:
-            return True
-
-    def device(self, front: FrontSpec) -> Device:
-        """See `StorageDriver`."""
-        return Device(str(self._front_path(front.volume_id)), front.size_bytes)
 
     @asynccontextmanager
     async def reading(self, disk: str) -> AsyncIterator[OpenDisk]:
@@ -302,7 +213,7 @@ class FileDriver(FilePool, InstantDisks):
         await self._enter("allocation")
         allocation = Allocation(size_bytes)
         with self._disk_path(disk).open("rb") as file:
-            for offset, end in _data_ranges(file.fileno()):
+            for offset, end in data_ranges(file.fileno()):
                 allocation.add(offset, end - offset)
         return allocation
 
@@ -388,135 +299,3 @@ class FileDriver(FilePool, InstantDisks):
             raise error
         if method in _ANNOUNCED:
             self._effects.before(f"file {method}")
-
-    def _disk_path(self, disk: str) -> Path:
-        return self._disks / disk
-
-    def _front_path(self, volume_id: str) -> Path:
-        return self._fronts / volume_id
-
-    def _tag(self, disk: str) -> _Tag | None:
-        """The mark of a disk of ours, None for a foreign file or no file at all."""
-        try:
-            return _Tag(**json.loads((self._tags / disk).read_text()))
-        except FileNotFoundError:
-            return None
-
-    def _need(self, disk: str) -> _Tag:
-        tag = self._tag(disk)
-        if tag is None or not self._disk_path(disk).exists():
-            raise StorageError(f"there is no disk {disk}")
-        return tag
-
-    def _used_bytes(self) -> int:
-        """What files share in a thin pool is counted for each here."""
-        return sum(self._disk_path(disk).stat().st_blocks * 512 for disk in self._ours())
-
-    def _ours(self) -> dict[str, _Tag]:
-        names = sorted(path.name for path in self._disks.iterdir())
-        return {name: tag for name in names if (tag := self._tag(name)) is not None}
-
-    def _make(self, disk: str, size_bytes: int) -> None:
-        """A file of zeros; the tag comes first, so that a broken-off attempt is ours to remove."""
-        if self._tag(disk) is not None:
-            self._remove(disk)
-        elif self._disk_path(disk).exists():
-            raise StorageError(f"{disk} exists and is not ours")
-        size_bytes = whole_extents(size_bytes)
-        tag = _Tag(size_bytes, size_bytes)
-        self._mark(disk, tag)
-        self._disk_path(disk).touch(mode=0o600)
-        self._show(disk, tag)
-
-    def _copy(self, disk: str, source: str, least_bytes: int) -> None:
-        tag = self._need(source)
-        self._show(source, tag)
-        self._make(disk, max(tag.size_bytes, least_bytes))
-        self._mark(disk, replace(self._need(disk), source=source))
-        _copy_range(self._disk_path(source), self._disk_path(disk), 0, None)
-
-    def _remove(self, disk: str) -> None:
-        if self._is_behind_front(disk):
-            raise StorageError(f"{disk} is behind a front")
-        self._disk_path(disk).unlink(missing_ok=True)
-        (self._tags / disk).unlink()
-
-    def _mark(self, disk: str, tag: _Tag) -> None:
-        (self._tags / disk).write_text(json.dumps(asdict(tag)))
-
-    def _show(self, disk: str, tag: _Tag) -> None:
-        """Give the disk's file the length it shall have; what was written beyond is dropped."""
-        if tag.shown_bytes > tag.size_bytes:
-            raise StorageError(f"{disk} has {tag.size_bytes} bytes, not {tag.shown_bytes}")
-        path = self._disk_path(disk)
-        mode = path.stat().st_mode
-        path.chmod(0o600)  # a snapshot's is read-only
-        for length in (self._need(disk).shown_bytes, tag.shown_bytes):
-            if path.stat().st_size != length:
-                os.truncate(path, length)
-        path.chmod(mode)
-        self._mark(disk, tag)
-
-    def _hide(self, disk: str) -> None:
-        """A disk that has lost its front has its full length again."""
-        tag = self._need(disk)
-        self._show(disk, replace(tag, shown_bytes=tag.size_bytes))
-
-    def _is_behind_front(self, disk: str) -> bool:
-        return any(path.readlink().name == disk for path in self._fronts.iterdir())
-
-    def _link(self, front: FrontSpec) -> None:
-        """Point the front's path at a disk, at once for whoever opens it."""
-        fresh = self._root / f"{front.volume_id}.new"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(self._disk_path(front.disk))
-        fresh.replace(self._front_path(front.volume_id))
-
-    @contextmanager
-    def _unopened(self, volume_id: str, verb: str) -> Iterator[None]:
-        """Hold the front closed to all others; `InUse` if somebody has it open.
-
-        A write lease (fcntl(2), F_SETLEASE) is given only to the sole opener of a file, and later
-        ones wait until it is gone: the kernel decides, whichever process has the file open.
-        """
-        try:
-            descriptor = os.open(self._front_path(volume_id), os.O_RDONLY)
-        except FileNotFoundError:
-            yield
-            return
-        try:
-            fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # SIGIO, the default, kills
-            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno != errno.EAGAIN:
-                raise
-            is_volume = self._front_path(volume_id).stat().st_mode & 0o200
-            raise InUse(volume_id, verb, "volume" if is_volume else "snapshot") from None
-        try:
-            yield
-        finally:
-            os.close(descriptor)
-
-
-def _copy_range(source: Path, target: Path, begin: int, end: int | None) -> None:
-    """Copy what is allocated; holes stay holes. The target is empty there, and long enough."""
-    with source.open("rb") as reader, target.open("r+b") as writer:
-        for offset, stop in _data_ranges(reader.fileno()):
-            at, until = max(offset, begin), stop if end is None else min(stop, end)
-            while at < until:
-                at += os.copy_file_range(reader.fileno(), writer.fileno(), until - at, at, at)
-
-
-def _data_ranges(descriptor: int) -> Iterator[tuple[int, int]]:
-    """(begin, end) of what is no hole, ascending."""
-    size, hole = os.fstat(descriptor).st_size, 0
-    while hole < size:
-        try:
-            offset = os.lseek(descriptor, hole, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
-                return
-            raise
-        hole = os.lseek(descriptor, offset, os.SEEK_HOLE)
-        yield offset, hole

@@ -22,7 +22,8 @@ from blockd.domain.transfer import Progress
 from blockd.domain.units import GIB
 from blockd.domain.volume import OpenDisk
 from blockd.service.ports import FrontSpec
-from tests.support.file_driver import FileDriver, _copy_range, _Tag
+from tests.support.file_disks import Tag, copy_range
+from tests.support.file_driver import FileDriver
 from tests.support.file_pool import whole_extents
 
 _STORE_PERCENT = 10
@@ -105,7 +106,7 @@ class ThickFileDriver(FileDriver):
             elif source is not None:
                 length = source_bytes or self._need_readable(source).size_bytes
                 self._need_readable(source)
-                _copy_range(self._disk_path(source), path, old_bytes, length)
+                copy_range(self._disk_path(source), path, old_bytes, length)
             progress.add(progress.total_bytes // 2)
             await asyncio.sleep(0)
         tag = self._need(disk)
@@ -236,8 +237,8 @@ class ThickFileDriver(FileDriver):
         merged.touch(mode=0o600)
         os.truncate(merged, tag.shown_bytes)
         length = self._need(snapshot_disk).size_bytes
-        _copy_range(self._disk_path(snapshot_disk), merged, 0, length)
-        _copy_range(path, merged, length, tag.shown_bytes)
+        copy_range(self._disk_path(snapshot_disk), merged, 0, length)
+        copy_range(path, merged, length, tag.shown_bytes)
         merged.replace(path)
         self._remove(snapshot_disk)
         self._mark(disk, replace(tag, merging=snapshot_disk))
@@ -311,7 +312,7 @@ class ThickFileDriver(FileDriver):
     def _snapshots_of(self, disk: str) -> list[str]:
         return [name for name, tag in self._ours().items() if tag.origin == disk]
 
-    def _need_readable(self, disk: str) -> _Tag:
+    def _need_readable(self, disk: str) -> Tag:
         tag = self._need(disk)
         if tag.lost is not None:
             raise StorageError(f"{disk}: Input/output error")
