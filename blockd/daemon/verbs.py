@@ -78,8 +78,7 @@ async def open_images(config: Config, effects: SideEffects) -> AsyncIterator[Ima
         bandwidth=Bandwidth(transfers.bandwidth),
         connections=transfers.concurrency * (transfers.parallel + 2),
     ) as store:
-        program = qemu_img.QemuImg(transfers.memory, transfers.patience)
-        yield images.Images(store, program, settings)
+        yield images.Images(store, qemu_img.QemuImg(transfers.memory), settings)
 
 
 @dataclass(frozen=True, slots=True)

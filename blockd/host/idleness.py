@@ -11,7 +11,8 @@ def context_switches(pid: int) -> int | None:
     Of the first thread of each. It does not grow while they wait for a disk that does not answer,
     or are stopped, and does for whatever else they do, however slowly.
 
-    Source: proc_pid_status(5); proc_tid_children(5), which some kernels lack.
+    Source: proc_pid_status(5); proc_tid_children(5), which some kernels lack; proc(5), hidepid,
+    under which those of other users cannot be seen.
     """
     try:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -19,5 +20,10 @@ def context_switches(pid: int) -> int | None:
     except OSError:
         return None
     lines = [line for line in status.splitlines() if "ctxt_switches" in line]
-    below = [context_switches(int(child)) for child in children]
-    return sum(int(line.split()[1]) for line in lines) + sum(one or 0 for one in below)
+    total = sum(int(line.split()[1]) for line in lines)
+    for child in children:
+        below = context_switches(int(child))
+        if below is None:
+            return None
+        total += below
+    return total

@@ -6,30 +6,38 @@ name a handful of clusters. zlib makes some hundred bytes of such a one.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
 from blockd.domain.allocation import CLUSTER_BYTES
 from blockd.domain.errors import StorageError
 from blockd.domain.units import format_size
+from blockd.transfer.threads import threads
 
 #: Packed tables that stay in memory: those of 300 GiB of data, of 90 GiB that are compressed, of
 #: 5 TiB that are nearly empty.
 MEMORY_BYTES: Final = 8 * 1024**2
 
+#: What a table costs in memory beside its bytes.
+_ENTRY_BYTES: Final = 128
+
+_STEP_BYTES: Final = 1024**2
+
 _ZEROS: Final = bytes(CLUSTER_BYTES)
 
 
-class HeldTables:
+class PackedTables:
     """So many bytes, zeros at first, of which any may be written again and again.
 
     What has no room in memory goes to a sparse file, each cluster to its own place in it, where it
-    takes as many blocks as it has when packed.
+    takes as many blocks as it has when packed. For one thread.
     """
 
     def __init__(self, scratch: int | None, memory_bytes: int) -> None:
@@ -80,13 +88,14 @@ class HeldTables:
             raise StorageError("scratch is not what was written there") from err
 
     def _hold(self, number: int, content: bytes | memoryview) -> None:
-        self._room_bytes += len(self._in_memory.pop(number, b""))
+        packed = b"" if content == _ZEROS else zlib.compress(content, zlib.Z_BEST_SPEED)
+        if (old := self._in_memory.pop(number, None)) is not None:
+            self._room_bytes += len(old) + _ENTRY_BYTES
         self._on_scratch.pop(number, None)
-        if content == _ZEROS:
+        if not packed:
             return
-        packed = zlib.compress(content, zlib.Z_BEST_SPEED)
-        if len(packed) <= self._room_bytes:
-            self._room_bytes -= len(packed)
+        if len(packed) + _ENTRY_BYTES <= self._room_bytes:
+            self._room_bytes -= len(packed) + _ENTRY_BYTES
             self._in_memory[number] = packed
         else:
             self._write_scratch(number, packed)
@@ -121,15 +130,53 @@ class HeldTables:
         return self._scratch
 
 
-@contextmanager
-def held_tables(folder: Path, table_bytes: int, most_bytes: int) -> Iterator[HeldTables]:
+class HeldTables:
+    """`PackedTables`, touched in a thread of their own: in the order in which they are asked."""
+
+    def __init__(self, tables: PackedTables, hand: ThreadPoolExecutor) -> None:
+        """`hand`: one thread."""
+        self._tables, self._hand = tables, hand
+
+    @property
+    def scratch_bytes(self) -> int:
+        """See `PackedTables`."""
+        return self._tables.scratch_bytes
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """See `PackedTables`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._hand, self._tables.read, offset, length)
+
+    async def read_into(self, offset: int, into: memoryview) -> None:
+        """Fill `into` with the bytes from `offset` on."""
+        for at in range(0, len(into), _STEP_BYTES):
+            piece = into[at : at + _STEP_BYTES]
+            piece[:] = await self.read(offset + at, len(piece))
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        """See `PackedTables`."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._hand, self._tables.write, offset, data)
+
+
+@asynccontextmanager
+async def held_tables(folder: Path, table_bytes: int, most_bytes: int) -> AsyncIterator[HeldTables]:
     """So many bytes of them; the file on scratch has no name, and is gone with the block.
 
     Raises:
         StorageError: scratch might need more than `most_bytes`, or the folder cannot be used.
     """
+    # Whoever is told to leave waits for the thread: the file's descriptor could be another's then.
+    with _scratch(folder, table_bytes, most_bytes) as file:
+        async with threads(1, "tables") as hand:
+            yield HeldTables(PackedTables(file, MEMORY_BYTES), hand)
+
+
+@contextmanager
+def _scratch(folder: Path, table_bytes: int, most_bytes: int) -> Iterator[int | None]:
+    """A file for as much, None for nothing."""
     if table_bytes == 0:
-        yield HeldTables(None, 0)
+        yield None
         return
     # Without packing: better refused now than after hours.
     if table_bytes > most_bytes:
@@ -143,7 +190,7 @@ def held_tables(folder: Path, table_bytes: int, most_bytes: int) -> Iterator[Hel
     except OSError as err:
         raise StorageError(f"scratch folder {folder}: {err.strerror}") from err
     with file:
-        yield HeldTables(file.fileno(), MEMORY_BYTES)
+        yield file.fileno()
 
 
 def _split(offset: int, length: int) -> Iterator[tuple[int, int, int]]:

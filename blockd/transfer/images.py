@@ -174,7 +174,7 @@ class Images:
             disk = await stack.enter_async_context(
                 open_disk(source, order.size_bytes, past_cache=False)
             )
-            tables = stack.enter_context(
+            tables = await stack.enter_async_context(
                 held_tables(self._settings.scratch, table_bytes, self._settings.max_scratch_bytes)
             )
             parts = await stack.enter_async_context(

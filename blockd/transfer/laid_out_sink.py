@@ -7,11 +7,9 @@ Every other part goes when writing has moved a part beyond it.
 
 from __future__ import annotations
 
-import asyncio
 import mmap
 from collections.abc import Iterator, Sequence
 
-from blockd.domain.allocation import CLUSTER_BYTES
 from blockd.domain.errors import StorageError
 from blockd.transfer.held_tables import HeldTables
 from blockd.transfer.nbd import Buffer
@@ -57,7 +55,7 @@ class LaidOutSink:
         for number, within, piece in self._split(offset, length):
             if number < self._table_parts:
                 begin = number * self._parts.part_bytes + within
-                pieces.append(await asyncio.to_thread(self._tables.read, begin, piece))
+                pieces.append(await self._tables.read(begin, piece))
             elif number in self._buffers:
                 pieces.append(memoryview(self._buffers[number])[within : within + piece])
             elif number * self._parts.part_bytes >= self.image_bytes:
@@ -83,7 +81,7 @@ class LaidOutSink:
         ):
             if number < self._table_parts:
                 begin = number * self._parts.part_bytes + within
-                await asyncio.to_thread(self._tables.write, begin, place)
+                await self._tables.write(begin, place)
         self._pending = []
         end = offset + length
         if end > self._skeleton.data_start_bytes:
@@ -112,7 +110,7 @@ class LaidOutSink:
             buffer = await self._parts.buffer()
             with memoryview(buffer) as part:
                 begin = number * self._parts.part_bytes
-                await asyncio.to_thread(_unpack, self._tables, begin, part)
+                await self._tables.read_into(begin, part)
             self._parts.submit(number + 1, buffer, self._parts.part_bytes)
         await self._parts.drain()
 
@@ -155,8 +153,3 @@ class LaidOutSink:
 def table_parts(skeleton: Skeleton, part_bytes: int) -> int:
     """How many parts are full of tables."""
     return skeleton.data_start_bytes // part_bytes
-
-
-def _unpack(tables: HeldTables, offset: int, part: memoryview) -> None:
-    for at in range(0, len(part), CLUSTER_BYTES):
-        part[at : at + CLUSTER_BYTES] = tables.read(offset + at, CLUSTER_BYTES)

@@ -14,6 +14,7 @@ import errno
 import socket
 import struct
 from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -70,6 +71,13 @@ class Export(Protocol):
         """What was written is to be durable."""
 
 
+@dataclass(slots=True)
+class Asked:
+    """How many requests of a client the export has not answered yet."""
+
+    count: int = 0
+
+
 class ReadOnlyExport:
     """What an `Export` that only reads has in common with others."""
 
@@ -89,8 +97,10 @@ class ReadOnlyExport:
         """There is nothing to flush."""
 
 
-async def serve(connection: socket.socket, export: Export, *, reads_in_flight: int = 16) -> None:
-    """Answer the client until it disconnects, and close the connection.
+async def serve(
+    connection: socket.socket, export: Export, asked: Asked, *, reads_in_flight: int = 16
+) -> None:
+    """Answer the client until it disconnects, and close the connection; `asked` is kept true.
 
     Raises:
         NbdFault: it broke the protocol.
@@ -99,14 +109,16 @@ async def serve(connection: socket.socket, export: Export, *, reads_in_flight: i
     with connection:
         connection.setblocking(False)
         try:
-            await _Session(connection, export, reads_in_flight).run()
+            await _Session(connection, export, asked, reads_in_flight).run()
         except ConnectionError as err:  # it was killed
             raise NbdFault("the client hung up in the middle") from err
 
 
 class _Session:
-    def __init__(self, connection: socket.socket, export: Export, reads_in_flight: int) -> None:
-        self._connection, self._export = connection, export
+    def __init__(
+        self, connection: socket.socket, export: Export, asked: Asked, reads_in_flight: int
+    ) -> None:
+        self._connection, self._export, self._asked = connection, export, asked
         self._loop = asyncio.get_running_loop()
         self._sending = asyncio.Lock()
         self._reads = asyncio.Semaphore(reads_in_flight)
@@ -244,12 +256,15 @@ class _Session:
 
     async def _ask(self, asking: Awaitable[T]) -> tuple[int, T | None]:
         """What the export answers, and the errno of its failure, the first of which is kept."""
+        self._asked.count += 1
         try:
             return 0, await asking
         except Exception as err:  # noqa: BLE001 - raised again when the connection ends
             if self._failure is None:
                 self._failure = err
             return errno.EIO, None
+        finally:
+            self._asked.count -= 1
 
     async def _reply(self, cookie: int, error: int) -> None:
         async with self._sending:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import stat
 import sys
 from collections.abc import Sequence
@@ -28,19 +27,21 @@ from blockd.domain.volume import OpenDisk
 from blockd.host import jail
 from blockd.host.command import Child, Output, find_tool, running
 from blockd.host.idleness import context_switches
+from blockd.transfer.nbd import Asked
+from blockd.transfer.served import Link
 
 log = structlog.get_logger()
 
 _DISK_IN_JAIL = "/dev/disk"
 _CPU_LEAST_S, _CPU_PER_GIB_S = 120, 60
 
-#: It may wait for us for as long as we are patient with a server; and for the disk.
-_DISK_S = 300.0
+#: Longer than a disk takes that answers at all: the kernel's own retries are over by then.
+_IDLE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Nbd:
-    """An export of ours on the other end of `connection`, which holds a `driver` image.
+    """An export of ours behind `link`, which holds a `driver` image.
 
     Attributes:
         l2_entry_bytes: QCOW2: its L2 tables are read in pieces of so many bytes, a power of two
@@ -48,21 +49,21 @@ class Nbd:
             that is large.
     """
 
-    connection: socket.socket
+    link: Link
     driver: str
     l2_entry_bytes: int = 0
 
     def node(self, **_: str) -> str:
         """As an option of qemu-img."""
         cache = f",l2-cache-entry-size={self.l2_entry_bytes}" if self.l2_entry_bytes else ""
-        return f"driver={self.driver}{cache},{_socket('file', self.connection)}"
+        return f"driver={self.driver}{cache},{_socket('file', self.link)}"
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A `SourceView` behind a connection, over a disk."""
+    """A `SourceView` behind a link, over a disk."""
 
-    connection: socket.socket
+    link: Link
 
     def node(self, *, disk_driver: str) -> str:
         """As an option of qemu-img."""
@@ -72,7 +73,7 @@ class View:
                 # Whole L2 tables at once: qemu-img looks at each of them to its end, and would
                 # otherwise read it in 16 pieces.
                 f"driver=qcow2,l2-cache-entry-size={CLUSTER_BYTES}",
-                _socket("file", self.connection),
+                _socket("file", self.link),
                 # Past the page cache: it would push out what the host needs, and took twice as
                 # long.
                 f"{disk},data-file.cache.direct=on",
@@ -105,10 +106,9 @@ def cpu_s(count_bytes: int) -> int:
 class QemuImg:
     """Runs it. Raises StartError when it is not installed."""
 
-    def __init__(self, memory_bytes: int, patience_s: float) -> None:
-        """`memory_bytes`: what it may use; `patience_s`: how long we may let it wait for us."""
+    def __init__(self, memory_bytes: int) -> None:
         self._program = find_tool("qemu-img", "qemu-utils")
-        self._memory_bytes, self._patience_s = memory_bytes, patience_s
+        self._memory_bytes = memory_bytes
         self._told: set[str] = set()
 
     async def convert(
@@ -131,7 +131,7 @@ class QemuImg:
         Raises:
             StorageError: it failed, and says why in its own words; or it does nothing any more.
         """
-        connections = [node.connection for node in (source, target) if not isinstance(node, Raw)]
+        links = [node.link for node in (source, target) if not isinstance(node, Raw)]
         driver = "host_device" if disk is not None and _is_device(disk.path) else "file"
         argv = (
             *(self._program, "convert", "-n", "--target-is-zero", "-t", "none"),
@@ -148,33 +148,19 @@ class QemuImg:
                 "disk": None if disk is None else disk.path,
                 "report": report,
             }
-            await self._run((*_jail(spec), *argv), [report, *map(_number, connections)], report)
+            await self._run((*_jail(spec), *argv), links, report)
         finally:
             os.close(report)
-            for connection in connections:
-                connection.close()
+            for link in links:
+                link.end.close()
 
-    async def _run(self, argv: Sequence[str], descriptors: Sequence[int], report: int) -> None:
+    async def _run(self, argv: Sequence[str], links: Sequence[Link], report: int) -> None:
+        descriptors = [report, *(link.end.fileno() for link in links)]
         async with running(argv, _ENVIRONMENT, descriptors) as child:
-            output = await self._attend(child)
+            output = await _attend(child, [link.asked for link in links])
         self._tell(os.pread(report, 65536, 0))
         if output.returncode != 0:
             raise StorageError(_complaint(output.returncode, output.stderr))
-
-    async def _attend(self, child: Child) -> Output:
-        """Its end. That may be days away, but it has to do something."""
-        idle_s, had = self._patience_s + _DISK_S, 0
-        while True:
-            try:
-                return await child.wait(idle_s)
-            except TimeoutError:
-                now = context_switches(child.pid)
-                if now is not None and now == had:
-                    raise StorageError(
-                        f"qemu-img has done nothing for {idle_s:.0f} s: the disk does not answer,"
-                        " or the program was stopped"
-                    ) from None
-                had = now or 0
 
     def _tell(self, report: bytes) -> None:
         """What the jail lacks, once in the life of a daemon."""
@@ -182,6 +168,22 @@ class QemuImg:
         for step in sorted(skipped - self._told):
             log.warning("qemu-img runs without a part of its jail", part=step)
         self._told |= skipped
+
+
+async def _attend(child: Child, asked: Sequence[Asked]) -> Output:
+    """Its end. That may be days away, but until then it does something, or waits for us."""
+    had: int | None = None
+    while True:
+        try:
+            return await child.wait(_IDLE_S)
+        except TimeoutError:
+            waits = any(one.count for one in asked)
+            now = None if waits else context_switches(child.pid)
+            if now is not None and now == had:
+                raise StorageError(
+                    f"qemu-img has done nothing for {_IDLE_S:.0f} s, and was ended"
+                ) from None
+            had = now
 
 
 #: glibc reserves 64 MiB of addresses for each of so many heaps, which the jail's limit counts.
@@ -192,12 +194,8 @@ def _jail(spec: dict[str, object]) -> tuple[str, ...]:
     return (sys.executable, "-I", "-S", str(Path(jail.__file__)), json.dumps(spec))
 
 
-def _number(connection: socket.socket) -> int:
-    return connection.fileno()
-
-
-def _socket(node: str, connection: socket.socket) -> str:
-    number = connection.fileno()
+def _socket(node: str, link: Link) -> str:
+    number = link.end.fileno()
     return f"{node}.driver=nbd,{node}.server.type=fd,{node}.server.str={number}"
 
 

@@ -6,17 +6,26 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from blockd.domain.errors import StorageError
-from blockd.transfer.nbd import Export, NbdFault, serve
+from blockd.transfer.nbd import Asked, Export, NbdFault, serve
 
 _SOCKET_BYTES: Final = 4 * 1024**2
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The client's end of a connection to an export, and what it waits for there."""
+
+    end: socket.socket
+    asked: Asked
+
+
 @asynccontextmanager
-async def served(export: Export) -> AsyncIterator[socket.socket]:
-    """The client's end of a connection to an export.
+async def served(export: Export) -> AsyncIterator[Link]:
+    """A client's link to an export.
 
     Raises:
         Exception: what the export raised first: it is the cause of qemu-img's own complaint.
@@ -24,9 +33,10 @@ async def served(export: Export) -> AsyncIterator[socket.socket]:
     ours, theirs = socket.socketpair()
     for end in (ours, theirs):  # as much as the host allows (net.core.wmem_max): fewer wake-ups
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
-    serving = asyncio.create_task(serve(ours, export), name=f"nbd {type(export).__name__}")
+    asked = Asked()
+    serving = asyncio.create_task(serve(ours, export, asked), name=f"nbd {type(export).__name__}")
     try:
-        yield theirs
+        yield Link(theirs, asked)
     except StorageError as err:
         theirs.close()
         await asyncio.wait([serving], timeout=5)

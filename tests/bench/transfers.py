@@ -271,7 +271,7 @@ async def client(url: str, folder: Path) -> AsyncIterator[Bench]:
         connections=PARALLEL + 2,
     ) as store:
         settings = TransferSettings(PART, 10_000, PARALLEL, folder / "scratch", GIB)
-        yield Bench(url, store, Images(store, QemuImg(GIB, 60), settings), folder)
+        yield Bench(url, store, Images(store, QemuImg(GIB), settings), folder)
 
 
 async def turns(

@@ -94,7 +94,7 @@ async def import_file(path: Path, target: Path, *, by_qemu_img: bool = False) ->
     target.touch()
     os.truncate(target, size_bytes)
     image = ImageFacts("bucket", "key", "etag", path.stat().st_size, size_bytes, None)
-    store, qemu_img = FileStore(path), _Watched(GIB, 60)
+    store, qemu_img = FileStore(path), _Watched(GIB)
     with mock.patch.object(image_import, "read_extents", _never_plain if by_qemu_img else read):
         restored, looked_at = _Seen(), _Seen()
         objects = cast("ObjectStore", store)

@@ -63,7 +63,7 @@ async def _images(server: Server, scratch: Path) -> AsyncIterator[Images]:
         connections=8,
     ) as store:
         settings = TransferSettings(5 * MIB, 10_000, 4, scratch, GIB)
-        yield Images(store, QemuImg(GIB, 60), settings)
+        yield Images(store, QemuImg(GIB), settings)
 
 
 async def _restore(server: Server, scratch: Path, target: Path) -> None:
