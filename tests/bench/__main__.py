@@ -29,7 +29,7 @@ def main() -> None:
     """Run the parts, print their tables, and write them down if asked to."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
-        description="Measure blockd beside what it stands on. Takes about 8 minutes; run it on a"
+        description="Measure blockd beside what it stands on. Takes about 35 minutes; run it on a"
         " machine that does nothing else. Parts: lab (daemon and bare LVM on a real"
         " device-mapper, in scripts/lab), native (the same at full speed with LVM's metadata"
         " alone: needs root and a loop device, else skipped), lists (GET /snapshots with up to"
