@@ -19,6 +19,7 @@ from typing import Final
 from blockd.domain.allocation import CLUSTER_BYTES
 from blockd.domain.errors import StorageError
 from blockd.domain.units import format_size
+from blockd.transfer.grid import split
 from blockd.transfer.threads import threads
 
 #: Packed tables that stay in memory: those of 300 GiB of data, of 90 GiB that are compressed, of
@@ -28,6 +29,10 @@ MEMORY_BYTES: Final = 8 * 1024**2
 #: What a table costs in memory beside its bytes.
 _ENTRY_BYTES: Final = 128
 
+#: Of a cluster on scratch: noise is longer than one when it is "packed".
+_PLACE_BYTES: Final = 2 * CLUSTER_BYTES
+
+#: What is unpacked at once for a part.
 _STEP_BYTES: Final = 1024**2
 
 _ZEROS: Final = bytes(CLUSTER_BYTES)
@@ -59,7 +64,7 @@ class PackedTables:
         """
         return b"".join(
             self._cluster(number)[within : within + piece]
-            for number, within, piece in _split(offset, length)
+            for number, within, piece in split(offset, length, CLUSTER_BYTES)
         )
 
     def write(self, offset: int, data: memoryview) -> None:
@@ -68,7 +73,7 @@ class PackedTables:
         Raises:
             StorageError: scratch cannot be written.
         """
-        for number, within, piece in _split(offset, len(data)):
+        for number, within, piece in split(offset, len(data), CLUSTER_BYTES):
             if piece == CLUSTER_BYTES:
                 self._hold(number, data[:piece])
             else:
@@ -101,12 +106,10 @@ class PackedTables:
             self._write_scratch(number, packed)
             self._on_scratch[number] = len(packed)
 
-    # Noise is longer when it is "packed": hence room for two clusters.
-
     def _read_scratch(self, number: int) -> bytes:
         length = self._on_scratch[number]
         try:
-            found = os.pread(self._file, length, number * 2 * CLUSTER_BYTES)
+            found = os.pread(self._file, length, number * _PLACE_BYTES)
         except OSError as err:
             raise StorageError(f"scratch cannot be read: {err.strerror}") from err
         if len(found) != length:
@@ -114,7 +117,7 @@ class PackedTables:
         return found
 
     def _write_scratch(self, number: int, packed: bytes) -> None:
-        place = number * 2 * CLUSTER_BYTES
+        place = number * _PLACE_BYTES
         rest = memoryview(packed)
         try:
             while rest:
@@ -191,12 +194,3 @@ def _scratch(folder: Path, table_bytes: int, most_bytes: int) -> Iterator[int | 
         raise StorageError(f"scratch folder {folder}: {err.strerror}") from err
     with file:
         yield file.fileno()
-
-
-def _split(offset: int, length: int) -> Iterator[tuple[int, int, int]]:
-    """(cluster, offset in it, bytes) of a range."""
-    while length:
-        number, within = divmod(offset, CLUSTER_BYTES)
-        piece = min(length, CLUSTER_BYTES - within)
-        yield number, within, piece
-        offset, length = offset + piece, length - piece

@@ -51,7 +51,7 @@ class ImageImport:
         """`at_once`: so many GETs are under way."""
         self._store, self._qemu_img, self._image = store, qemu_img, image
         self._progress, self._at_once = progress, at_once
-        self._left_bytes = progress.total_bytes = image.object_bytes
+        progress.total_bytes = image.object_bytes
 
     async def restore(self, target: OpenDisk) -> str:
         """Write it to an empty disk; the content digest of what the disk holds then.
@@ -79,9 +79,8 @@ class ImageImport:
 
     def _came(self, count_bytes: int) -> None:
         """So many bytes; qemu-img reads some more than once, and those are not progress."""
-        count_bytes = min(count_bytes, self._left_bytes)
-        self._left_bytes -= count_bytes
-        self._progress.add(count_bytes)
+        left_bytes = self._image.object_bytes - self._progress.done_bytes
+        self._progress.add(min(count_bytes, left_bytes))
 
     async def _plan(self, reader: ObjectReader) -> tuple[ImageHeader, Extents | None]:
         """Its header; where its data lie, None if that is for qemu-img.
@@ -109,7 +108,7 @@ class ImageImport:
         else:
             await self._convert(sink, reader, header)
         digest = await sink.finish()
-        self._came(self._left_bytes)  # what nobody had to read
+        self._came(self._image.object_bytes)  # what is left, which nobody had to read
         return digest
 
     async def _convert(self, sink: _Sink, reader: ObjectReader, header: ImageHeader) -> None:

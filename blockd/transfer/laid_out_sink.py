@@ -8,9 +8,10 @@ Every other part goes when writing has moved a part beyond it.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from blockd.domain.errors import StorageError
+from blockd.transfer.grid import split
 from blockd.transfer.held_tables import HeldTables
 from blockd.transfer.nbd import Buffer
 from blockd.transfer.parts import PartsWriter
@@ -52,7 +53,7 @@ class LaidOutSink:
     async def read(self, offset: int, length: int) -> Sequence[Buffer]:
         """Of what was not sent yet; what was never written is zeros."""
         pieces: list[Buffer] = []
-        for number, within, piece in self._split(offset, length):
+        for number, within, piece in split(offset, length, self._parts.part_bytes):
             if number < self._table_parts:
                 begin = number * self._parts.part_bytes + within
                 pieces.append(await self._tables.read(begin, piece))
@@ -70,14 +71,14 @@ class LaidOutSink:
             memoryview(bytearray(piece))
             if number < self._table_parts
             else memoryview(await self._buffer(number))[within : within + piece]
-            for number, within, piece in self._split(offset, length)
+            for number, within, piece in split(offset, length, self._parts.part_bytes)
         ]
         return self._pending
 
     async def written(self, offset: int, length: int) -> None:
         """Sends the parts that nobody writes to any more."""
         for place, (number, within, _) in zip(
-            self._pending, self._split(offset, length), strict=True
+            self._pending, split(offset, length, self._parts.part_bytes), strict=True
         ):
             if number < self._table_parts:
                 begin = number * self._parts.part_bytes + within
@@ -140,14 +141,6 @@ class LaidOutSink:
         """Before here everything that is not held was sent."""
         settled = max(self.image_bytes // self._parts.part_bytes - 1, 0)
         return settled * self._parts.part_bytes if settled > self._table_parts + 1 else 0
-
-    def _split(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
-        """(part from 0, offset in it, bytes) of a range."""
-        while length:
-            number, within = divmod(offset, self._parts.part_bytes)
-            piece = min(length, self._parts.part_bytes - within)
-            yield number, within, piece
-            offset, length = offset + piece, length - piece
 
 
 def table_parts(skeleton: Skeleton, part_bytes: int) -> int:
